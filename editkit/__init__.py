@@ -1,0 +1,64 @@
+"""Edit the weights of language models stored as safetensors, see what changed, and take it back.
+
+>>> import editkit
+>>> editkit.__version__
+'0.1.0'
+
+The names below load their module on first use, so that `import editkit` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from editkit.errors import EditError, GateFailed, NothingChanged
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from editkit.checkpoint.inspection import inspect_checkpoint as inspect
+    from editkit.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
+    from editkit.checkpoint.writer import write_checkpoint
+    from editkit.diffing.diff import diff
+    from editkit.editing.negate import negate
+    from editkit.training.finetune import finetune
+    from editkit.vectors.task_vector import task_vector
+
+_HOME = {
+    "Checkpoint": "editkit.checkpoint.reader:Checkpoint",
+    "TensorInfo": "editkit.checkpoint.reader:TensorInfo",
+    "open_checkpoint": "editkit.checkpoint.reader:open_checkpoint",
+    "inspect": "editkit.checkpoint.inspection:inspect_checkpoint",
+    "write_checkpoint": "editkit.checkpoint.writer:write_checkpoint",
+    "diff": "editkit.diffing.diff:diff",
+    "negate": "editkit.editing.negate:negate",
+    "finetune": "editkit.training.finetune:finetune",
+    "task_vector": "editkit.vectors.task_vector:task_vector",
+}
+
+__all__ = [
+    "Checkpoint",
+    "EditError",
+    "GateFailed",
+    "NothingChanged",
+    "TensorInfo",
+    "__version__",
+    "diff",
+    "finetune",
+    "inspect",
+    "negate",
+    "open_checkpoint",
+    "task_vector",
+    "write_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'editkit' has no attribute {name!r}")
+    module, attribute = _HOME[name].split(":")
+    globals()[name] = value = getattr(import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

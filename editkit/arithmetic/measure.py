@@ -1,0 +1,148 @@
+"""Statistics of a change, taken in one pass over rows that are still in the processor's cache.
+
+For a matrix seen as `rows x columns` and split into equal parts (heads, experts; one part where there are none), every
+part gets a row of sums. Sums add up over blocks, so a tensor of any size is measured a block at a time:
+
+>>> import numpy as np
+>>> base = np.array([[1.0, 2.0], [4.0, -4.0]]); edited = base + np.array([[0.0, 0.5], [0.0, 8.0]])
+>>> sums = Sums(parts=1)
+>>> sums.add(base, edited, first_row=0, rows_per_part=2, column_parts=1)
+>>> sums.values[0, CHANGED], sums.values[0, DELTA_DELTA], sums.values[0, FLIPS], sums.largest[0]
+(2.0, 64.25, 1.0, 8.0)
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numba import njit
+
+from editkit.arithmetic.bits import float_of_bits, int_of_bits, nearest_integer
+
+CHANGED, FLIPS, INT8, INT4, BASE_BASE, BASE_DELTA, DELTA_DELTA, DELTA, NAN_BASE, INF_BASE, NAN_EDITED, INF_EDITED = range(12)
+FIELDS = 12
+LOG2_SMALLEST, BINS = -64, 96
+"""The histogram of |change| has `BINS` bins of one power of two each, the first starting at 2**LOG2_SMALLEST."""
+SAMPLING = 16
+"""One row in so many enters the histogram."""
+_STRIP = 16384  # elements summed in working precision before they are added to a float64 total
+
+
+@dataclass
+class Sums:
+    """What `measure` accumulates: `values` [parts, FIELDS], `largest` |change| [parts], `histogram` [BINS + 1].
+
+    Counts: elements whose bits differ (CHANGED), whose sign differs (FLIPS), whose round-to-nearest code differs on the
+    base's own absmax grid of its row (INT8: 127 steps, INT4: 7 steps), non-finite elements on either side.
+    Sums: b.b, b.d, d.d and d, with d = edited - base, over the elements that are finite on both sides.
+    """
+
+    parts: int
+    values: np.ndarray = field(init=False)
+    largest: np.ndarray = field(init=False)
+    histogram: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = np.zeros((self.parts, FIELDS))
+        self.largest = np.zeros(self.parts)
+        self.histogram = np.zeros(BINS + 1, np.int64)  # the last one counts elements without a change
+
+    def add(
+        self, base: np.ndarray, edited: np.ndarray, *, first_row: int, rows_per_part: int, column_parts: int
+    ) -> None:
+        """Measure a block: `base` and `edited` [rows, columns], both float32 or both float64, `first_row` in the tensor."""
+        kernel = _measure32 if base.dtype == np.float32 else _measure64
+        width = base.shape[1] // column_parts
+        kernel(base, edited, first_row, rows_per_part, width, self.values, self.largest, self.histogram)
+
+    def merge(self, other: "Sums") -> None:
+        """Add the sums of another block of the same tensor."""
+        self.values += other.values
+        self.histogram += other.histogram
+        np.maximum(self.largest, other.largest, out=self.largest)
+
+
+@njit(inline="always")
+def _add_nonfinite(base, edited, totals, largest):
+    """A strip with NaN or Inf, element by element; returns its largest finite |change|."""
+    for i in range(base.size):
+        b, e = np.float64(base[i]), np.float64(edited[i])
+        totals[CHANGED] += int_of_bits(base[i]) != int_of_bits(edited[i])
+        totals[NAN_BASE] += np.isnan(b)
+        totals[INF_BASE] += np.isinf(b)
+        totals[NAN_EDITED] += np.isnan(e)
+        totals[INF_EDITED] += np.isinf(e)
+        if np.isfinite(b) and np.isfinite(e):
+            d = e - b
+            totals[FLIPS] += b * e < 0.0
+            totals[BASE_BASE] += b * b
+            totals[BASE_DELTA] += b * d
+            totals[DELTA_DELTA] += d * d
+            totals[DELTA] += d
+            largest = max(largest, abs(d))
+    return largest
+
+
+def _make_measure(real, whole, infinity, shift, bias):
+    # One function for both precisions: numba needs every constant in the width of the data to use full vectors.
+    tiny = real(1e-30)
+
+    @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+    def measure(base, edited, first_row, rows_per_part, width, values, largest, histogram):
+        rows, columns = base.shape
+        column_parts = columns // width if width else 0
+        for row in range(rows):
+            highest = whole(0)
+            for c in range(columns):
+                highest = max(highest, whole(int_of_bits(abs(base[row, c]))))
+            absmax = float_of_bits(highest)
+            usable = highest < infinity and absmax > tiny
+            to_int8 = real(127) / absmax if usable else real(0)
+            to_int4 = real(7) / absmax if usable else real(0)
+            for part in range(column_parts):
+                target = (first_row + row) // rows_per_part * column_parts + part
+                totals = values[target]
+                for start in range(part * width, (part + 1) * width, _STRIP):
+                    stop = min(start + _STRIP, (part + 1) * width)
+                    old, new = base[row, start:stop], edited[row, start:stop]
+                    bb, bd, dd, ds = real(0), real(0), real(0), real(0)
+                    top, top_new = whole(0), whole(0)
+                    changed, flips, int8, int4 = whole(0), whole(0), whole(0), whole(0)
+                    for i in range(old.size):
+                        b, e = old[i], new[i]
+                        d = e - b
+                        bb += b * b
+                        bd += b * d
+                        dd += d * d
+                        ds += d
+                        top = max(top, whole(int_of_bits(abs(d))))
+                        top_new = max(top_new, whole(int_of_bits(abs(e))))
+                        changed = whole(changed + whole(int_of_bits(b) != int_of_bits(e)))
+                        flips = whole(flips + whole(b * e < real(0)))
+                        int8 = whole(int8 + whole(nearest_integer(b * to_int8) != nearest_integer(e * to_int8)))
+                        int4 = whole(int4 + whole(nearest_integer(b * to_int4) != nearest_integer(e * to_int4)))
+                    if highest >= infinity or top_new >= infinity:
+                        largest[target] = _add_nonfinite(old, new, totals, largest[target])
+                        continue
+                    totals[CHANGED] += changed
+                    totals[FLIPS] += flips
+                    totals[INT8] += int8
+                    totals[INT4] += int4
+                    totals[BASE_BASE] += bb
+                    totals[BASE_DELTA] += bd
+                    totals[DELTA_DELTA] += dd
+                    totals[DELTA] += ds
+                    largest[target] = max(largest[target], float_of_bits(top))
+            if (first_row + row) % SAMPLING == 0:
+                for c in range(columns):
+                    d = abs(edited[row, c] - base[row, c])
+                    if d == real(0):
+                        histogram[BINS] += 1
+                    elif np.isfinite(d):
+                        exponent = (int_of_bits(d) >> shift) - bias - LOG2_SMALLEST
+                        histogram[min(max(exponent, 0), BINS - 1)] += 1
+
+    return measure
+
+
+_measure32 = _make_measure(np.float32, np.int32, np.int32(0x7F800000), 23, 127)
+_measure64 = _make_measure(np.float64, np.int64, np.int64(0x7FF0000000000000), 52, 1023)

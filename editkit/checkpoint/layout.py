@@ -1,0 +1,150 @@
+"""Which files make a checkpoint: the one place that looks at folders, indexes and links.
+
+>>> weight_file("pytorch_model-00001-of-00002.bin"), weight_file("tokenizer.json")
+(True, False)
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from editkit.errors import EditError, listed
+
+INDEX = "model.safetensors.index.json"
+PROVENANCE = "editkit.json"
+_SINGLE = ("model.safetensors", "adapter_model.safetensors", "task_vector.safetensors")
+_WEIGHTS = re.compile(
+    r".*\.(safetensors|pt|pth|ckpt|h5|msgpack|gguf|onnx|onnx_data|tflite|npz)|.*(model|adapter|weights).*\.bin"
+    r"|.*\.(safetensors|bin|h5|msgpack)\.index\.json"
+)
+
+
+class Layout(NamedTuple):
+    """The files of a checkpoint: weight files in the order of the index, and what the JSON beside them says."""
+
+    label: str
+    folder: Path
+    files: dict[str, Path]
+    index: dict[str, Any] | None
+    config: dict[str, Any] | None
+    lone: bool
+
+    def shown(self, file: str) -> str:
+        """The name of `file` in messages: as the user gave it."""
+        return self.label if self.lone else f"{self.label}/{file}"
+
+
+def weight_file(name: str) -> bool:
+    """Whether a file of this name holds weights in any format, or is the index of such files."""
+    return _WEIGHTS.fullmatch(name) is not None
+
+
+def find_layout(path: Path, label: str) -> Layout:
+    """The layout of a folder or of one .safetensors file. Nothing is unpickled, no tensor is read.
+
+    Raises EditError where the folder holds no safetensors checkpoint, more than one, or links out of itself.
+    """
+    if not path.is_dir():
+        if not path.is_file() or path.suffix != ".safetensors":
+            raise EditError(f"{label} is not a safetensors file: give a folder, a .safetensors file or a Hub id")
+        return Layout(label, path.parent, {path.name: path}, None, None, True)
+    index = load_json(path / INDEX, label)
+    names = _indexed(index, f"{label}/{INDEX}") if index is not None else _without_index(path, label)
+    if index is not None and "model.safetensors" not in names and (path / "model.safetensors").exists():
+        raise EditError(f"{label} holds model.safetensors and {INDEX}, which does not list it: remove the stale one")
+    problems = []
+    for name in names:
+        if not (path / name).is_file():
+            problems.append(f"{label}/{name} is absent, but {INDEX} names it")
+        elif leaves(path / name, path):
+            problems.append(f"{label}/{name} is a link out of the folder")
+    if problems:
+        raise EditError(f"{listed(problems)}: copy or download the checkpoint again")
+    return Layout(label, path, {name: path / name for name in names}, index, load_json(path / "config.json", label), False)
+
+
+def load_json(path: Path, label: str) -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is no such file. `label` names its folder in messages."""
+    try:
+        loaded = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise EditError(f"{label}/{path.name} cannot be read ({error.strerror}): check the file and its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise EditError(f"{label}/{path.name} is not JSON ({error}): copy or download it again") from error
+    if not isinstance(loaded, dict):
+        raise EditError(f"{label}/{path.name} is not a JSON object: copy or download it again")
+    return loaded
+
+
+def _indexed(index: dict[str, Any], shown: str) -> list[str]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise EditError(f"{shown} has no weight_map from tensor to file: copy or download it again")
+    names = list(dict.fromkeys(name if isinstance(name, str) else repr(name) for name in weight_map.values()))
+    if bad := [name for name in names if not re.fullmatch(r"[^/\\\0]+\.safetensors", name)]:
+        raise EditError(f"{shown} names {listed(map(repr, bad))}: a shard is a .safetensors file of the same folder")
+    return names
+
+
+def _without_index(folder: Path, label: str) -> list[str]:
+    present = sorted(entry.name for entry in folder.iterdir())
+    found = [name for name in present if name.endswith(".safetensors")]
+    for name in _SINGLE:
+        if name in found:
+            return [name]
+    if len(found) == 1:
+        return found
+    if found:
+        raise EditError(f"{label} holds {listed(found)} and no {INDEX}: give one of the files, or add the index")
+    if pickled := [name for name in present if weight_file(name)]:
+        raise EditError(
+            f"{label} holds no safetensors but {listed(pickled)}, which editkit does not load (pickles run code): "
+            "convert it with transformers, save_pretrained(..., safe_serialization=True)"
+        )
+    raise EditError(f"{label} holds no .safetensors file: give the folder of a checkpoint, a .safetensors file or a Hub id")
+
+
+def leaves(path: Path, folder: Path) -> bool:
+    """Whether `path` is a link that leads out of `folder`. The Hub cache links its snapshots to its own blobs."""
+    if not path.is_symlink():
+        return False
+    target, home = path.resolve(), folder.resolve()
+    if home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs":
+        return False
+    return not target.is_relative_to(home)
+
+
+def other_files(layout: Layout) -> list[Path]:
+    """The files that belong to the checkpoint beside its weights, relative to its folder, sorted.
+
+    Left out: weights in any format and their indexes (outside the checkpoint's own list they would hold unedited
+    weights), `.git`, `.cache`, and the `editkit.json` and `diff/` of an earlier edit. Raises EditError on links that
+    lead out of the folder.
+    """
+    if layout.lone:
+        return []
+    found = sorted(_walk(layout.folder, Path()))
+    links = [path for path in found if leaves(layout.folder / path, layout.folder) or (layout.folder / path).is_dir()]
+    if links:
+        shown = listed(layout.shown(str(path)) for path in links)
+        raise EditError(f"{shown}: links out of the folder or to folders, replace them by copies")
+    return found
+
+
+def _walk(folder: Path, below: Path) -> Iterator[Path]:
+    for entry in os.scandir(folder / below):
+        path = below / entry.name
+        if entry.name in (".git", ".cache") or str(path) == PROVENANCE:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            if str(path) != "diff" or not (folder / path / "report.json").exists():
+                yield from _walk(folder, path)
+        elif entry.is_dir():
+            yield path  # a link to a folder
+        elif entry.is_file() and not weight_file(entry.name):
+            yield path

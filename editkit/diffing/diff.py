@@ -1,0 +1,146 @@
+"""`diff`: what changed between two checkpoints, tensor by tensor, in one read of each and in bounded memory."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from editkit.arithmetic.codec import working_dtype
+from editkit.arithmetic.measure import Sums
+from editkit.checkpoint.blocks import Block, Scratch, blocks, ordered_map
+from editkit.checkpoint.header import TensorInfo
+from editkit.checkpoint.reader import Checkpoint, open_checkpoint
+from editkit.diffing.report import Compared, Comparison, build_report
+from editkit.names import grid, select
+
+Progress = Callable[[int, int], None]
+
+
+def diff(
+    base: str | os.PathLike[str] | Checkpoint,
+    edited: str | os.PathLike[str] | Checkpoint,
+    *,
+    only: Sequence[str] = (),
+    spectral: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The report of what changed from `base` to `edited`, as a dictionary of schema `editkit.diff/1`.
+
+    >>> report = diff("base", "edited", only=["*.mlp.*"])  # doctest: +SKIP
+    >>> report["summary"]["changed"], report["tensors"][0]["rel_l2"]  # doctest: +SKIP
+    (131072, 0.0123)
+
+    base, edited: checkpoints, adapters or saved task vectors. only: whole-name globs. spectral: adds the spectral norm,
+    stable rank and top singular energies of every changed matrix (slower). threads: default all cores.
+    progress: called with (bytes done, bytes in all). Elements are compared by their bits; where the two dtypes differ,
+    by their values. Raises EditError for files that cannot be read and globs that match nothing.
+    """
+    opened = [side if isinstance(side, Checkpoint) else open_checkpoint(side) for side in (base, edited)]
+    old, new = opened
+    try:
+        chosen = set(select(dict.fromkeys([*old.tensors, *new.tensors]), only))
+        comparison = _compare_structure(old, new, chosen)
+        both = [
+            info
+            for name, info in old.tensors.items()
+            if name in chosen and name in new.tensors and new.tensors[name].shape == info.shape
+        ]
+        total = sum(info.nbytes + new.tensors[info.name].nbytes for info in both)
+        comparison.tensors = _compare_tensors(old, new, both, threads, progress, total)
+        if spectral:
+            for tensor in comparison.tensors:
+                _add_spectral(old, new, tensor)
+        return build_report(comparison)
+    finally:
+        for side, given in zip(opened, (base, edited), strict=True):
+            if side is not given:
+                side.close()
+
+
+def sums_for(info: TensorInfo, config: dict[str, Any] | None) -> tuple[Sums, dict[str, int]]:
+    """Empty sums for a tensor, one part per head or fused expert, and how its blocks map to the parts."""
+    parts = grid(info.name, info.shape, config)
+    rows, columns = (parts.rows, parts.columns) if parts and info.numel else (1, 1)
+    return Sums(rows * columns), {"rows_per_part": max(info.rows // rows, 1), "column_parts": columns}
+
+
+def _compare_structure(old: Checkpoint, new: Checkpoint, chosen: set[str]) -> Comparison:
+    def brief(info: TensorInfo) -> dict[str, Any]:
+        return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
+
+    comparison = Comparison({"name": old.label, "sha256": None}, {"name": new.label, "sha256": None}, old.config)
+    comparison.added = [brief(info) for name, info in new.tensors.items() if name in chosen and name not in old.tensors]
+    for name, info in old.tensors.items():
+        if name not in chosen:
+            continue
+        other = new.tensors.get(name)
+        if other is None:
+            comparison.removed.append(brief(info))
+            continue
+        if other.shape != info.shape:
+            shapes = {"base_shape": list(info.shape), "edited_shape": list(other.shape)}
+            comparison.reshaped.append({"name": name, **shapes})
+        if other.dtype != info.dtype:
+            comparison.retyped.append({"name": name, "base_dtype": info.dtype, "edited_dtype": other.dtype})
+    return comparison
+
+
+def _compare_tensors(
+    old: Checkpoint, new: Checkpoint, infos: list[TensorInfo], threads: int | None, progress: Progress | None, total: int
+) -> list[Compared]:
+    scratch, done = Scratch(), 0
+    compared = {info.name: Compared(info, None) for info in infos}
+
+    def measure(block: Block) -> tuple[Block, Sums | int]:
+        info, other = block.info, new.tensors[block.info.name]
+        if not (info.item.floating and other.item.floating):
+            return block, _changed_whole(old, new, block)
+        precise = np.float64 in (working_dtype(info.dtype), working_dtype(other.dtype))
+        dtype = np.float64 if precise else np.float32
+        before = scratch.read("base", old, info.name, block, dtype)
+        after = scratch.read("edited", new, info.name, block, dtype)
+        sums, parts = sums_for(info, old.config)
+        sums.add(before, after, first_row=block.first, **parts)
+        return block, sums
+
+    for block, result in ordered_map(measure, (block for info in infos for block in blocks(info)), threads):
+        tensor = compared[block.info.name]
+        if isinstance(result, int):
+            tensor.changed += result
+        elif tensor.sums is None:
+            tensor.sums = result
+        else:
+            tensor.sums.merge(result)
+        done += block.nbytes + block.shape[0] * block.shape[1] * new.tensors[block.info.name].item.bytes
+        if progress:
+            progress(done, total)
+    return list(compared.values())
+
+
+def _changed_whole(old: Checkpoint, new: Checkpoint, block: Block) -> int:
+    """Elements that differ where at least one side holds whole numbers; all of them where the dtypes do."""
+    rows, columns = block.shape
+    info, other = block.info, new.tensors[block.info.name]
+    if info.dtype != other.dtype:
+        return rows * columns
+    left, right = (np.empty(block.nbytes, np.uint8) for _ in range(2))
+    old.read_into(info.name, block.offset, left)
+    new.read_into(info.name, block.offset, right)
+    return int((left != right).reshape(-1, info.item.bytes).any(axis=1).sum())
+
+
+def _add_spectral(old: Checkpoint, new: Checkpoint, tensor: Compared) -> None:
+    from editkit.diffing.spectral import spectral
+
+    info = tensor.info
+    if tensor.sums is None or len(info.shape) != 2 or not info.numel:
+        return
+
+    def rows(first: int, last: int) -> np.ndarray:
+        block, scratch = Block(info, first, last), Scratch()
+        before = scratch.read("base", old, info.name, block, np.float64)
+        return scratch.read("edited", new, info.name, block, np.float64) - before
+
+    tensor.spectral = spectral(rows, info.rows, info.columns)

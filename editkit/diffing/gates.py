@@ -1,0 +1,159 @@
+"""Gates on a diff: rules that fail a check when the change is too large, too small or in the wrong place.
+
+>>> rule = parse_rule("rel_l2 > 2 % @ model.layers.*.mlp.*")
+>>> rule.measure, rule.operator, rule.limit, rule.glob
+('rel_l2', '>', 0.02, 'model.layers.*.mlp.*')
+>>> name = "model.layers.3.mlp.up_proj.weight"
+>>> report = {"summary": {}, "tensors": [{"name": name, "dtype": "BF16", "changed": 7, "rel_l2": 0.031}]}
+>>> print(*evaluate([rule], report))
+model.layers.3.mlp.up_proj.weight: rel_l2 is 0.031 (rule: rel_l2 > 2 % @ model.layers.*.mlp.*)
+
+A rule says what must not be: it is violated where it holds. With `@ GLOB` it is asked of every tensor whose whole name
+matches, without of the summary, which covers the tensors that both checkpoints hold in one shape and dtype.
+
+What is unknown does not pass: a null measure of a floating-point tensor, or a matching tensor that was added, removed,
+reshaped or retyped, is a violation that says so. Integer tensors have counts of elements only; other measures skip them.
+A tensor that is equal bit for bit has changed by 0 whatever its base (relative change 0, cosine 1).
+"""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from editkit.arithmetic.dtypes import DTYPES
+from editkit.diffing.measures import MEASURES
+from editkit.errors import EditError, listed
+from editkit.names import matches
+
+GRAMMAR = "MEASURE > | >= | < | <= | == | != NUMBER [%] [@ GLOB], for example 'rel_l2 > 2 % @ *.mlp.*'"
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_RULE = re.compile(
+    r"\s*(?P<measure>[A-Za-z]\w*)\s*(?P<operator>>=|<=|==|!=|>|<)"
+    r"\s*(?P<limit>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<percent>%?)\s*(?:@\s*(?P<glob>\S(?:.*\S)?)\s*)?"
+)
+_SHARES = ("changed_fraction", "rel_l2", "lost_to_rounding")
+_SUMMARY_ONLY = ("tensors", "tensors_changed", "added", "removed", "reshaped", "retyped", "lost_to_rounding")
+_SPECTRAL = {"spectral_norm": "norm", "stable_rank": "stable_rank"}
+_TENSOR_ONLY = tuple(_SPECTRAL)
+_EDIT = ("projection", "requested_l2", "applied_l2", "lost_to_rounding")
+_NOT_COMPARED = ("added", "removed", "reshaped", "retyped")
+KNOWN = (*MEASURES, *_SUMMARY_ONLY, *_TENSOR_ONLY, *_EDIT[:3])
+"""What a rule can ask for. The edit's own measures (projection, ...) exist in the report of an edit only."""
+
+
+class Rule(NamedTuple):
+    """`measure operator limit @ glob`; `glob` is None for a rule on the summary."""
+
+    text: str
+    measure: str
+    operator: str
+    limit: float
+    glob: str | None
+
+
+class Violation(NamedTuple):
+    """One place where a rule holds, or where nobody can say: then `value` is None and `reason` tells why."""
+
+    rule: Rule
+    where: str
+    value: float | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.rule.measure} {self.reason} (rule: {self.rule.text})"
+
+
+def parse_rule(text: str) -> Rule:
+    """Read one rule. `%` divides by 100 and goes with shares only. Raises EditError on syntax or an unknown measure."""
+    found = _RULE.fullmatch(text)
+    if found is None:
+        raise EditError(f"cannot read the rule {text!r}: write {GRAMMAR}")
+    measure, glob = found["measure"], found["glob"]
+    if measure not in KNOWN:
+        near = get_close_matches(measure, KNOWN, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise EditError(f"unknown measure {measure!r} in the rule {text!r}: {hint}known are {listed(KNOWN, len(KNOWN))}")
+    if found["percent"] and measure not in _SHARES:
+        raise EditError(f"% in the rule {text!r}: {measure} is no share; shares are {listed(_SHARES)}")
+    if glob and measure in _SUMMARY_ONLY:
+        raise EditError(f"the rule {text!r}: {measure} counts over the whole diff; leave '@ {glob}' out")
+    if not glob and measure in _TENSOR_ONLY:
+        raise EditError(f"the rule {text!r}: {measure} is known per tensor; say which, for example '@ *.mlp.*'")
+    limit = float(found["limit"]) / (100 if found["percent"] else 1)
+    if not math.isfinite(limit):
+        raise EditError(f"the number in the rule {text!r} is out of range")
+    return Rule(" ".join(text.split()), measure, found["operator"], limit, glob)
+
+
+def evaluate(rules: Iterable[Rule], report: Mapping[str, Any]) -> list[Violation]:
+    """Every violation of every rule, in the order of the rules and then of the tensors.
+
+    Raises EditError, with all offending rules, where a rule asks nothing: its glob matches no tensor, or only tensors
+    that have no such measure (integer tensors; untouched ones for `projection`), or its measure needs an edit's report.
+    """
+    violations: list[Violation] = []
+    idle: list[str] = []
+    for rule in rules:
+        if rule.measure in _EDIT and not report.get("edit"):
+            idle.append(f"'{rule.text}' ({rule.measure} is in the report of an edit, and this is a plain diff)")
+        elif rule.glob is None:
+            violations += _ask(rule, "summary", {**report["summary"], "edit": report.get("edit")})
+        else:
+            rows = [row for row in report["tensors"] if matches(row["name"], rule.glob)]
+            defined = [row for row in rows if _is_defined(rule.measure, row)]
+            others = _not_compared(report, rule.glob, {row["name"] for row in rows})
+            if not defined and not others:
+                idle.append(f"'{rule.text}' ({'no matching tensor has this measure' if rows else 'matches no tensor'})")
+            for row in defined:
+                violations += _ask(rule, row["name"], row)
+            violations += [Violation(rule, name, None, f"is unknown: the tensor was {kind}") for name, kind in others]
+    if idle:
+        raise EditError(f"rules that ask nothing: {listed(idle)}")
+    return violations
+
+
+def _not_compared(report: Mapping[str, Any], glob: str, compared: set[str]) -> list[tuple[str, str]]:
+    items = [(item["name"], kind) for kind in _NOT_COMPARED for item in report.get(kind, ())]
+    return [(name, kind) for name, kind in items if name not in compared and matches(name, glob)]
+
+
+def _is_defined(measure: str, row: Mapping[str, Any]) -> bool:
+    if measure in _EDIT:
+        return bool(row.get("edit"))
+    if measure == "stable_rank" and row["changed"] == 0:
+        return False
+    dtype = DTYPES.get(row["dtype"])
+    return dtype is None or dtype.floating or row.get(measure) is not None
+
+
+def _ask(rule: Rule, where: str, row: Mapping[str, Any]) -> list[Violation]:
+    value = _value(rule.measure, row)
+    if value is None:
+        method = (row.get("spectral") or {}).get("method", "run the diff with --spectral")
+        why = method if rule.measure in _SPECTRAL else "the report has no value for it"
+        return [Violation(rule, where, None, f"is unknown: {why}")]
+    if OPERATORS[rule.operator](value, rule.limit):
+        return [Violation(rule, where, value, f"is {value:.6g}")]
+    return []
+
+
+def _value(measure: str, row: Mapping[str, Any]) -> float | None:
+    if measure in _EDIT:
+        value = row["edit"].get(measure)
+    elif measure in _SPECTRAL:
+        value = (row.get("spectral") or {}).get(_SPECTRAL[measure])
+    else:
+        value = row.get(measure)
+    if value is None and row.get("changed") == 0 and measure not in _EDIT:
+        return 1.0 if measure == "cosine" else 0.0
+    return value if value is None or math.isfinite(value) else None

@@ -1,0 +1,132 @@
+"""Singular values of a change, from blocks of its rows: the matrix itself never has to fit in memory.
+
+>>> import numpy as np
+>>> change = np.diag([3.0, 4.0, 0.0])
+>>> found = spectral(lambda first, last: change[first:last], rows=3, columns=3)
+>>> round(found["norm"], 6), round(found["stable_rank"], 6), round(found["energy"]["1"], 6), found["method"]
+(4.0, 1.5625, 0.64, 'gram')
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+RANKS = (1, 4, 16, 64)
+GRAM_SIDE = 1024  # the Gram matrix of a side up to this long is taken whole: 8 MB, exact
+GRAM_BLOCKS = 8  # a wide matrix of more blocks is cheaper to sketch than to multiply block by block
+BLOCK = 1 << 22  # elements read at a time: 32 MB in float64
+SKETCH, PASSES = 80, 4
+
+ReadRows = Callable[[int, int], np.ndarray]
+
+
+def spectral(read_rows: ReadRows, rows: int, columns: int, *, seed: int = 0) -> dict[str, Any]:
+    """Spectral norm, stable rank, and the share of the energy (squared L2) in the top 1, 4, 16 and 64 directions.
+
+    `read_rows(first, last)` gives rows [first, last) as a float array [last - first, columns]; it is called several times
+    for the same rows. The result is the `spectral` entry of a tensor in the report, in the weights' own unit:
+    {"norm", "stable_rank": (L2 / norm)**2, "energy": {"1", "4", "16", "64"}, "method"}.
+
+    `method` is "gram" where the shorter side has at most 1024 entries: the eigenvalues of the exact float64 Gram matrix,
+    good to 1e-10 of the norm. Otherwise "randomized": 4 passes of a block Krylov method (80 random vectors from `seed`),
+    whose values are never too large: norm and energies are exact to 1e-4 when singular values decay, and the norm up to
+    1 % and the energies up to 3 % (relative) too small on noise without any structure.
+
+    A change of zeros has norm 0, and null for the rest. NaN or infinities give nulls, and the method says so.
+    Memory: one block of 4 M elements and, when randomized, columns x 320 float32 numbers.
+    """
+    largest, energy = _survey(read_rows, rows, columns)
+    if not np.isfinite(energy):
+        return _entry(None, None, None, "skipped: NaN or Inf in the change")
+    if energy == 0:
+        return _entry(0.0, None, None, "gram")
+
+    def blocks() -> Iterator[np.ndarray]:  # scaled to [-1, 1]: squares of tiny changes must not underflow
+        return (block / block.dtype.type(largest) for block in _blocks(read_rows, rows, columns))
+
+    if columns <= GRAM_SIDE or (rows <= GRAM_SIDE and rows * columns <= GRAM_BLOCKS * BLOCK):
+        squares, method = np.linalg.eigvalsh(_gram(blocks, rows, columns)), "gram"
+    else:
+        squares, method = _krylov(blocks, columns, np.random.default_rng(seed)), "randomized"
+    squares = np.sort(np.clip(squares, 0, None))[::-1]
+    shares = np.minimum(np.cumsum(squares) / energy, 1)
+    top = {str(rank): float(shares[min(rank, shares.size) - 1]) for rank in RANKS}
+    return _entry(largest * float(np.sqrt(squares[0])), float(energy / squares[0]), top, method)
+
+
+def _entry(norm: float | None, stable_rank: float | None, energy: dict | None, method: str) -> dict[str, Any]:
+    return {
+        "norm": norm,
+        "stable_rank": stable_rank,
+        "energy": energy or dict.fromkeys(map(str, RANKS)),
+        "method": method,
+    }
+
+
+def _blocks(read_rows: ReadRows, rows: int, columns: int) -> Iterator[np.ndarray]:
+    step = max(1, BLOCK // max(columns, 1))
+    for first in range(0, rows, step):
+        yield read_rows(first, min(first + step, rows))
+
+
+def _survey(read_rows: ReadRows, rows: int, columns: int) -> tuple[float, float]:
+    """The largest magnitude, and the sum of squares after division by it."""
+    largest = energy = 0.0
+    if not columns:
+        return largest, energy
+    for block in _blocks(read_rows, rows, columns):
+        top = float(np.abs(block).max())
+        if not np.isfinite(top):
+            return top, np.inf
+        if top > largest:
+            largest, energy = top, energy * (largest / top) ** 2
+        if largest:
+            energy += float(np.sum(np.square(block.astype(np.float64) / largest)))
+    return largest, energy
+
+
+def _gram(blocks: Callable[[], Iterator[np.ndarray]], rows: int, columns: int) -> np.ndarray:
+    """A.T A of a tall matrix in one pass; A A.T of a wide one from pairs of its blocks."""
+    if columns <= rows or columns <= GRAM_SIDE:
+        gram = np.zeros((columns, columns))
+        for block in blocks():
+            block = block.astype(np.float64)
+            gram += block.T @ block
+        return gram
+    gram = np.zeros((rows, rows))
+    first = 0
+    for left in blocks():
+        left = left.astype(np.float64)
+        start = 0
+        for right in blocks():
+            if start > first:
+                break
+            gram[first : first + len(left), start : start + len(right)] = left @ right.astype(np.float64).T
+            start += len(right)
+        first += len(left)
+    return gram  # the lower triangle, which is all that eigvalsh reads
+
+
+def _krylov(blocks: Callable[[], Iterator[np.ndarray]], columns: int, random: np.random.Generator) -> np.ndarray:
+    """Ritz values of A.T A on span(Q, A.T A Q, ..., (A.T A)**3 Q): lower bounds of its eigenvalues.
+
+    Musco and Musco (2015), https://arxiv.org/abs/1504.05477: block Krylov needs a square root of the passes of plain
+    subspace iteration. Every new block is made orthogonal to all before it, twice.
+    """
+    basis = np.linalg.qr(random.standard_normal((columns, SKETCH)))[0].astype(np.float32)
+    ritz = np.zeros((0, 0))
+    for _ in range(PASSES):
+        newest = basis[:, -SKETCH:]
+        image = np.zeros((columns, SKETCH))
+        for block in blocks():
+            block = block.astype(np.float32, copy=False)
+            image += block.T @ (block @ newest)
+        column = basis.T @ image.astype(np.float32)
+        done = len(ritz)
+        ritz = np.pad(ritz, ((0, SKETCH), (0, SKETCH)))
+        ritz[:, done:], ritz[done:, :] = column, column.T
+        for _ in range(2):
+            image -= basis @ (basis.T @ image.astype(np.float32))
+        basis = np.hstack([basis, np.linalg.qr(image)[0].astype(np.float32)])
+    return np.linalg.eigvalsh(ritz)

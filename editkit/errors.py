@@ -1,0 +1,40 @@
+"""The errors a user can see: one sentence each (what is wrong, where, what to do) and an exit code.
+
+>>> raise EditError("model.safetensors is truncated: copy it again")
+Traceback (most recent call last):
+...
+editkit.errors.EditError: model.safetensors is truncated: copy it again
+"""
+
+from collections.abc import Iterable
+
+
+class EditError(Exception):
+    """Input that editkit cannot work with. The command line prints the sentence and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class NothingChanged(EditError):
+    """The edit ran and no tensor differs from the base; there is no output."""
+
+    exit_code = 1
+
+
+class GateFailed(EditError):
+    """A rule given with --fail-if holds, or --exit-code found a difference."""
+
+    exit_code = 1
+
+
+def listed(items: Iterable[object], limit: int = 20) -> str:
+    """All offenders in one line, the tail counted rather than printed.
+
+    >>> listed(["a", "b"])
+    'a, b'
+    >>> listed(range(30), limit=3)
+    '0, 1, 2 and 27 more'
+    """
+    items = [str(item) for item in items]
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

@@ -1,0 +1,120 @@
+"""Tensor names: the one place that reads meaning out of them.
+
+>>> parse("model.layers.11.self_attn.q_proj.weight")
+TensorName(stack='model.layers', layer=11, module='self_attn.q_proj', expert=None)
+>>> parse("model.layers.3.block_sparse_moe.experts.5.w1.weight")
+TensorName(stack='model.layers', layer=3, module='block_sparse_moe.experts.w1', expert=5)
+>>> parse("lm_head.weight")
+TensorName(stack='', layer=None, module='lm_head', expert=None)
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import translate
+from typing import Any, NamedTuple
+
+from editkit.errors import EditError, listed
+
+_LAYER = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|layer|h|blocks|block))\.(?P<layer>\d+)\.(?P<rest>.+)$")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_WRAPPERS = ("base_model.model.", "model.", "transformer.", "gpt_neox.", "language_model.")
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
+
+
+class TensorName(NamedTuple):
+    """Where a tensor sits: `stack` of layers, `layer` number, `module` inside it, `expert` of a mixture."""
+
+    stack: str
+    layer: int | None
+    module: str
+    expert: int | None
+
+
+def parse(name: str) -> TensorName:
+    """Split a tensor name. A name without a layer keeps its module path and has layer None."""
+    found = _LAYER.match(name)
+    stack, layer, rest = (found["stack"], int(found["layer"]), found["rest"]) if found else ("", None, name)
+    if found is None:
+        for wrapper in _WRAPPERS:
+            rest = rest.removeprefix(wrapper)
+    expert = _EXPERT.search(f".{rest}")
+    module = _EXPERT.sub(".experts.", f".{rest}", count=1)[1:].removesuffix(".weight")
+    return TensorName(stack, layer, module, int(expert[1]) if expert else None)
+
+
+def matches(name: str, glob: str) -> bool:
+    """Whole-name glob: `*` also crosses dots, and layers.1 never means layers.10.
+
+    >>> matches("model.layers.10.mlp.up_proj.weight", "model.layers.1.*")
+    False
+    >>> matches("model.layers.10.mlp.up_proj.weight", "*.mlp.*")
+    True
+    """
+    return re.fullmatch(translate(glob), name) is not None
+
+
+def select(names: Iterable[str], globs: Sequence[str], option: str = "--only") -> list[str]:
+    """The names that any of the globs matches, in the order of `names`; all of them where no glob is given.
+
+    Raises EditError that names every glob which matches nothing.
+    """
+    names = list(names)
+    if not globs:
+        return names
+    hits = {glob: [name for name in names if matches(name, glob)] for glob in globs}
+    if empty := [glob for glob, found in hits.items() if not found]:
+        example = listed(names, limit=3)
+        raise EditError(f"{option} {listed(map(repr, empty))} matches none of the {len(names)} tensors (such as {example})")
+    chosen = {name for found in hits.values() for name in found}
+    return [name for name in names if name in chosen]
+
+
+def tied_pair(names: Iterable[str]) -> tuple[str | None, str | None]:
+    """The input embedding and the output head among `names`, which share one tensor in a tied model.
+
+    >>> tied_pair(["model.embed_tokens.weight", "model.norm.weight"])
+    ('model.embed_tokens.weight', None)
+    """
+    embedding = head = None
+    for name in names:
+        if parse(name).layer is None:
+            if name.endswith(_HEADS):
+                head = head or name
+            elif name.endswith(_EMBEDDINGS):
+                embedding = embedding or name
+    return embedding, head
+
+
+class Grid(NamedTuple):
+    """How a matrix falls into equal parts: `rows` x `columns` blocks, each one `unit` ("head" or "expert")."""
+
+    rows: int
+    columns: int
+    unit: str
+
+
+def grid(name: str, shape: Sequence[int], config: Mapping[str, Any] | None) -> Grid | None:
+    """Attention heads or fused experts inside one tensor; None where it has no such parts or the config does not say.
+
+    >>> grid("model.layers.0.self_attn.o_proj.weight", (64, 64), {"num_attention_heads": 8})
+    Grid(rows=1, columns=8, unit='head')
+    """
+    if len(shape) == 3 and "experts" in name:
+        return Grid(shape[0], 1, "expert")
+    config = (config or {}).get("text_config") or config or {}
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    if not heads or len(shape) != 2:
+        return None
+    kv_heads = config.get("num_key_value_heads") or heads
+    leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    conv1d = leaf in ("c_attn", "c_proj") and ".attn." in name
+    rows = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads, "qkv_proj": heads + 2 * kv_heads, "query_key_value": heads}
+    columns = {"o_proj": heads, "out_proj": heads, "dense": heads if "attention" in name else 0}
+    if conv1d:
+        rows, columns = {"c_proj": heads}, {"c_attn": 3 * heads}
+    if (count := rows.get(leaf, 0)) and shape[0] % count == 0:
+        return Grid(count, 1, "head")
+    if (count := columns.get(leaf, 0)) and shape[1] % count == 0:
+        return Grid(1, count, "head")
+    return None

@@ -1,0 +1,68 @@
+"""Task vectors from two checkpoints: tau = tuned - origin."""
+
+from typing import Any
+
+import numpy as np
+
+from editkit.checkpoint.blocks import Block, Scratch
+from editkit.checkpoint.reader import Checkpoint
+from editkit.errors import EditError, listed
+from editkit.names import tied_pair
+from editkit.vectors.vector import misfits
+
+
+class DifferenceVector:
+    """tau = tuned - origin, a block at a time; nothing is kept.
+
+    `origin` is the checkpoint that `tuned` started from. None means the edited `base` itself, whose rows are then not
+    read a second time.
+    """
+
+    def __init__(self, base: Checkpoint, tuned: Checkpoint, origin: Checkpoint | None = None) -> None:
+        self.base, self.tuned, self.start = base, tuned, origin
+        self.inputs = [tuned, origin] if origin else [tuned]
+        self.names = [name for name, info in base.tensors.items() if info.item.floating]
+        self._scratch = Scratch()
+        embedding, head = tied_pair(base.tensors)
+        shares = base.tied and embedding and head and head not in tuned.tensors
+        self._alias = {head: embedding} if shares else {}
+
+    def check(self, base: Checkpoint, names: list[str]) -> None:
+        problems = [problem for other in self.inputs for problem in misfits(base, other, names, self._alias)]
+        extra = [name for name in self.tuned.tensors if name not in base.tensors]
+        embedding, head = tied_pair(self.tuned.tensors)
+        if base.tied and head in extra and embedding in self.tuned.tensors:
+            extra.remove(head)
+            if not _same_bytes(self.tuned, embedding, head):
+                problems.append(
+                    f"{base.label} ties its output head to {embedding}, but {self.tuned.label} has a {head} of its own: "
+                    "untie the base first, or tune it tied"
+                )
+        if extra and len(names) == len(self.names):
+            problems.append(f"{self.tuned.label} has tensors that {base.label} lacks: {listed(extra)}")
+        if problems:
+            raise EditError("; ".join(problems))
+
+    def rows(self, name: str, first: int, last: int, base: np.ndarray) -> np.ndarray:
+        block = Block(self.base.tensors[name], first, last)
+        tau = self._scratch.read("tuned", self.tuned, self._alias.get(name, name), block, base.dtype)
+        start = base if self.start is None else self._scratch.read("origin", self.start, name, block, base.dtype)
+        return np.subtract(tau, start, out=tau)
+
+    def origin(self) -> dict[str, Any]:
+        return {"kind": "difference", "tuned": self.tuned.label, "base": (self.start or self.base).label}
+
+
+def _same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    a, b = checkpoint.tensors[one], checkpoint.tensors[other]
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    step = 1 << 20
+    for start in range(0, a.nbytes, step):
+        size = min(step, a.nbytes - start)
+        left, right = np.empty(size, np.uint8), np.empty(size, np.uint8)
+        checkpoint.read_into(one, start, left)
+        checkpoint.read_into(other, start, right)
+        if not np.array_equal(left, right):
+            return False
+    return True
