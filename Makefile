@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo test test-all lint readme clean
 
 help:
 	@echo "make demo      the first edit, on a small model that is trained on the spot (4 minutes, then 1)"
 	@echo "make test      the tests and doctests (make test-all: the slow ones too)"
 	@echo "make lint      ruff and mypy"
+	@echo "make readme    write the command reference in README.md anew"
 	@echo "make clean     remove .venv and everything generated"
 
 setup: $(READY)
@@ -27,6 +28,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+readme: $(READY)
+	$(BIN)/python -m editkit_cli.reference README.md
+
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -34,7 +38,7 @@ clean:
 # torch goes first and alone: the constraint then picks the build of the index in use, not a second one with CUDA.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "editkit needs Python 3.10 or newer, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@

@@ -1,1 +1,1 @@
-"""The `editkit` command: one thin click command per file over the public names of `editkit`. Installed as `editkit_cli`."""
+"""The `editkit` command: one thin click command per file over the public names. Installed as `editkit_cli`."""

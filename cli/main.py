@@ -33,7 +33,7 @@ class Commands(click.Group):
             error.show()
             code = BAD_INPUT
         except click.ClickException as error:
-            code = fail(f"{error.format_message()}{_help_of(error)}", error.exit_code)
+            code = fail(f"{error.format_message().rstrip('.')}{_help_of(error)}", error.exit_code)
         except OSError as error:  # no permission, a full disk; click itself ends quietly on a broken pipe
             code = fail(f"{error.strerror}: {error.filename}" if error.filename else error, BAD_INPUT)
         except Exception as error:
@@ -51,7 +51,7 @@ def fail(message: object, code: int) -> int:
 
 def _help_of(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
-    return f" See '{context.command_path} --help'." if context else ""
+    return f". See '{context.command_path} --help'." if context else ""
 
 
 @click.group(

@@ -10,23 +10,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def output(what: str, *, required: bool = True) -> Callable[[F], F]:
-    """`-o/--output PATH`, given to the command as `output: Path`. `what` is written there, e.g. "the edited checkpoint"."""
+    """`-o/--output PATH`, given as `output: Path`. `what` goes there, such as "the edited checkpoint"."""
     path = click.Path(path_type=Path)
     return click.option("-o", "--output", type=path, required=required, help=f"Where {what} goes; must not exist yet.")
 
 
 def as_json(function: F) -> F:
-    """`--json`, given to the command as `as_json: bool`."""
+    """`--json`, given as `as_json: bool`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of a table.")(function)
 
 
 def quiet(function: F) -> F:
-    """`-q/--quiet`, given to the command as `quiet: bool`."""
+    """`-q/--quiet`, given as `quiet: bool`."""
     return click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; errors still show.")(function)
 
 
 def threads(function: F) -> F:
-    """`--threads N`, given to the command as `threads: int | None`."""
+    """`--threads N`, given as `threads: int | None`."""
     count = click.IntRange(min=1)
     return click.option("--threads", type=count, metavar="N", help="Worker threads.  [default: all cores]")(function)
 

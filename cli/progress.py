@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar with rate and time left on a terminal, plain lines elsewhere, silence with --quiet."""
+"""Progress of long work on stderr: a bar with rate and time left on a terminal, lines elsewhere, none if quiet."""
 
 import sys
 import threading
@@ -29,23 +29,16 @@ def progress(label: str, *, unit: str = "bytes", quiet: bool = False) -> Iterato
 @contextmanager
 def _bar(label: str, unit: str) -> Iterator[Advance]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    amount = (
-        (DownloadColumn(), TransferSpeedColumn())
-        if unit == "bytes"
-        else (TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit), TextColumn("{task.fields[rate]}"))
-    )
-    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = None
-        started = time.monotonic()
+        task = bar.add_task(label, total=None, state="")
 
         def advance(done: int, total: int) -> None:
-            nonlocal task
-            if task is None:
-                task = bar.add_task(label, total=total, rate="")
-            bar.update(task, completed=done, total=total, rate=_rate(done, time.monotonic() - started, unit))
+            state = f"{_amount(done, unit)} of {_amount(total, unit)}, {_rate(done, started, unit)}"
+            bar.update(task, completed=done, total=total, state=state)
 
         yield advance
 
@@ -58,28 +51,22 @@ def _lines(label: str, unit: str) -> Advance:
         nonlocal said
         with lock:
             now = time.monotonic()
-            if now - said < SECONDS_BETWEEN_LINES:
+            if now - said < SECONDS_BETWEEN_LINES or not 0 < done < total:
                 return
             said = now
-        left = (now - started) * (total - done) / done if done else float("nan")
-        left_text = f", {left:.0f} s left" if done else ""
-        text = f"{label}: {done / max(total, 1):.0%} of {_amount(total, unit)}, {_rate(done, now - started, unit)}{left_text}"
-        print(text, file=sys.stderr, flush=True)
+        left = (now - started) * (total - done) / done
+        state = f"{done / total:.0%} of {_amount(total, unit)}, {_rate(done, started, unit)}, {left:.0f} s left"
+        print(f"{label}: {state}", file=sys.stderr, flush=True)
 
     return advance
 
 
+def _rate(done: int, started: float, unit: str) -> str:
+    return f"{_amount(done / max(time.monotonic() - started, 1e-3), unit)}/s"
+
+
 def _amount(count: float, unit: str) -> str:
     if unit != "bytes":
-        return f"{count:,.4g} {unit}" if count < 100 else f"{count:,.0f} {unit}"
-    for name in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            break
-        count /= 1000
-    else:
-        name = "TB"
-    return f"{count:.3g} {name}"
-
-
-def _rate(done: int, seconds: float, unit: str) -> str:
-    return f"{_amount(done / max(seconds, 1e-9), unit)}/s"
+        return f"{count:,.{0 if count >= 100 or count == int(count) else 1}f} {unit}"
+    power = min(len(f"{count:.0f}") - 1, 14) // 3
+    return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -244,7 +244,7 @@ def test_square_modules_of_a_mixed_adapter_are_refused(tmp_path):
     adapter = train(base, tmp_path / "lora", ["c_attn", "c_proj"])
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": False}))
-    assert "nothing says which way round the square ones are stored: transformer.h.0.attn.c_proj" in refusal(
+    assert "nothing tells which way round the square ones are stored: transformer.h.0.attn.c_proj" in refusal(
         base, adapter
     )
 

@@ -41,9 +41,9 @@ _EXPLAINED = {
 }
 # Everything else that is set is refused, so that a setting of a later peft is not silently ignored.
 _WITHOUT_EFFECT = frozenset(
-    "auto_mapping base_model_name_or_path bias eva_config exclude_modules inference_mode init_lora_weights layers_pattern "
-    "layers_to_transform lora_dropout megatron_core peft_type peft_version qalora_group_size revision runtime_config "
-    "target_modules task_type".split()
+    "auto_mapping base_model_name_or_path bias eva_config exclude_modules inference_mode init_lora_weights "
+    "layers_pattern layers_to_transform lora_dropout megatron_core peft_type peft_version qalora_group_size revision "
+    "runtime_config target_modules task_type".split()
 )
 _READ = frozenset("r lora_alpha rank_pattern alpha_pattern use_rslora fan_in_fan_out".split())
 

@@ -9,7 +9,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -82,19 +82,26 @@ def read_header(path: Path, shown: str) -> Header:
     Raises EditError that lists everything wrong with the file.
     """
     try:
-        with open(path, "rb") as stream:
+        with open(path, "rb", buffering=0) as stream:
             size = os.fstat(stream.fileno()).st_size
-            prefix = stream.read(8)
-            if len(prefix) < 8:
-                raise ValueError(f"is {size} bytes short, which is no safetensors file: {AGAIN}")
-            length = int.from_bytes(prefix, "little")
-            if length > LIMIT:
-                raise ValueError(f"claims a header of {length} bytes, over the limit of 100 MB: {AGAIN}")
-            if 8 + length > size:
-                raise ValueError(f"is truncated: its header of {length} bytes does not fit in {size} bytes: {AGAIN}")
-            return parse(stream.read(length), size, path.name)
+            return fetch_header(
+                lambda begin, end: os.pread(stream.fileno(), end - begin, begin), size, path.name, shown
+            )
     except OSError as error:
         raise EditError(f"{shown} cannot be read ({error.strerror}): check the file and its permissions") from error
+
+
+def fetch_header(read: Callable[[int, int], bytes], size: int, file: str, shown: str) -> Header:
+    """Read and check the header of a file of `size` bytes through `read(first byte, end)`, wherever it is."""
+    if size < 8:
+        raise EditError(f"{shown} has {size} bytes, too few for a safetensors file: {AGAIN}")
+    length = int.from_bytes(read(0, 8), "little")
+    if length > LIMIT:
+        raise EditError(f"{shown} claims a header of {length} bytes, over the limit of 100 MB: {AGAIN}")
+    if 8 + length > size:
+        raise EditError(f"{shown} is truncated: a header of {length} bytes does not fit in {size} bytes: {AGAIN}")
+    try:
+        return parse(read(8, 8 + length), size, file)
     except ValueError as error:
         raise EditError(f"{shown} {error}") from error
 

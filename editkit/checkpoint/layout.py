@@ -7,13 +7,15 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from editkit.errors import EditError, listed
 
 INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
 PROVENANCE = "editkit.json"
 _SINGLE = ("model.safetensors", "adapter_model.safetensors", "task_vector.safetensors")
 _WEIGHTS = re.compile(
@@ -22,15 +24,18 @@ _WEIGHTS = re.compile(
 )
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """The files of a checkpoint: weight files in the order of the index, and what the JSON beside them says."""
 
     label: str
     folder: Path
     files: dict[str, Path]
-    index: dict[str, Any] | None
-    config: dict[str, Any] | None
-    lone: bool
+    index: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+    lone: bool = False  # one file was given, not a folder
+    hub: bool = False  # a Hub id was given, not a path
 
     def shown(self, file: str) -> str:
         """The name of `file` in messages: as the user gave it."""
@@ -42,7 +47,7 @@ def weight_file(name: str) -> bool:
     return _WEIGHTS.fullmatch(name) is not None
 
 
-def find_layout(path: Path, label: str) -> Layout:
+def find_layout(path: Path, label: str, hub: bool = False) -> Layout:
     """The layout of a folder or of one .safetensors file. Nothing is unpickled, no tensor is read.
 
     Raises EditError where the folder holds no safetensors checkpoint, more than one, or links out of itself.
@@ -50,55 +55,43 @@ def find_layout(path: Path, label: str) -> Layout:
     if not path.is_dir():
         if not path.is_file() or path.suffix != ".safetensors":
             raise EditError(f"{label} is not a safetensors file: give a folder, a .safetensors file or a Hub id")
-        return Layout(label, path.parent, {path.name: path}, None, None, True)
-    index = load_json(path / INDEX, label)
-    names = _indexed(index, f"{label}/{INDEX}") if index is not None else _without_index(path, label)
-    if index is not None and "model.safetensors" not in names and (path / "model.safetensors").exists():
-        raise EditError(f"{label} holds model.safetensors and {INDEX}, which does not list it: remove the stale one")
-    problems = []
-    for name in names:
-        if not (path / name).is_file():
-            problems.append(f"{label}/{name} is absent, but {INDEX} names it")
-        elif leaves(path / name, path):
-            problems.append(f"{label}/{name} is a link out of the folder")
-    if problems:
-        raise EditError(f"{listed(problems)}: copy or download the checkpoint again")
-    return Layout(label, path, {name: path / name for name in names}, index, load_json(path / "config.json", label), False)
+        return Layout(label, path.parent, {path.name: path}, lone=True)
+    index, config, provenance = (load_json(path / name, label) for name in (INDEX, CONFIG, PROVENANCE))
+    names = weight_files([entry.name for entry in path.iterdir()], index, label)
+    if bad := [f"{label}/{name}" for name in names if not (path / name).is_file() or leaves(path / name, path)]:
+        raise EditError(f"{listed(bad)}: links that lead out of the folder or nowhere, replace them by copies")
+    return Layout(label, path, {name: path / name for name in names}, index, config, provenance, hub=hub)
 
 
-def load_json(path: Path, label: str) -> dict[str, Any] | None:
-    """The object in a JSON file, None where there is no such file. `label` names its folder in messages."""
-    try:
-        loaded = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise EditError(f"{label}/{path.name} cannot be read ({error.strerror}): check the file and its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise EditError(f"{label}/{path.name} is not JSON ({error}): copy or download it again") from error
-    if not isinstance(loaded, dict):
-        raise EditError(f"{label}/{path.name} is not a JSON object: copy or download it again")
-    return loaded
+def weight_files(present: Collection[str], index: dict[str, Any] | None, label: str) -> list[str]:
+    """Which of the files `present` in a folder hold its weights, in the order of the index.
 
-
-def _indexed(index: dict[str, Any], shown: str) -> list[str]:
+    Raises EditError where the index and the files disagree, or where it is not clear which file is meant.
+    """
+    if index is None:
+        return [_only_one(sorted(present), label)]
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise EditError(f"{shown} has no weight_map from tensor to file: copy or download it again")
+        raise EditError(f"{label}/{INDEX} has no weight_map from tensor to file: copy or download it again")
     names = list(dict.fromkeys(name if isinstance(name, str) else repr(name) for name in weight_map.values()))
     if bad := [name for name in names if not re.fullmatch(r"[^/\\\0]+\.safetensors", name)]:
-        raise EditError(f"{shown} names {listed(map(repr, bad))}: a shard is a .safetensors file of the same folder")
+        raise EditError(
+            f"{label}/{INDEX} names {listed(map(repr, bad))}: a shard is a .safetensors file of the same folder"
+        )
+    if absent := [name for name in names if name not in present]:
+        raise EditError(f"{label}/{INDEX} names {listed(absent)}, which are absent: copy or download them again")
+    if "model.safetensors" in present and "model.safetensors" not in names:
+        raise EditError(f"{label} holds model.safetensors and {INDEX}, which does not name it: remove the stale one")
     return names
 
 
-def _without_index(folder: Path, label: str) -> list[str]:
-    present = sorted(entry.name for entry in folder.iterdir())
+def _only_one(present: list[str], label: str) -> str:
     found = [name for name in present if name.endswith(".safetensors")]
     for name in _SINGLE:
         if name in found:
-            return [name]
+            return name
     if len(found) == 1:
-        return found
+        return found[0]
     if found:
         raise EditError(f"{label} holds {listed(found)} and no {INDEX}: give one of the files, or add the index")
     if pickled := [name for name in present if weight_file(name)]:
@@ -106,7 +99,31 @@ def _without_index(folder: Path, label: str) -> list[str]:
             f"{label} holds no safetensors but {listed(pickled)}, which editkit does not load (pickles run code): "
             "convert it with transformers, save_pretrained(..., safe_serialization=True)"
         )
-    raise EditError(f"{label} holds no .safetensors file: give the folder of a checkpoint, a .safetensors file or a Hub id")
+    raise EditError(
+        f"{label} holds no .safetensors file: give the folder of a checkpoint, a .safetensors file or a Hub id"
+    )
+
+
+def load_json(path: Path, label: str) -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is no such file. `label` names its folder in messages."""
+    shown = f"{label}/{path.name}"
+    try:
+        return parse_json(path.read_bytes(), shown)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise EditError(f"{shown} cannot be read ({error.strerror}): check the file and its permissions") from error
+
+
+def parse_json(raw: bytes, shown: str) -> dict[str, Any]:
+    """The object that `raw` says. Raises EditError, with the file as `shown`, where it says none."""
+    try:
+        parsed = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise EditError(f"{shown} is not JSON ({error}): copy or download it again") from error
+    if not isinstance(parsed, dict):
+        raise EditError(f"{shown} is not a JSON object: copy or download it again")
+    return parsed
 
 
 def leaves(path: Path, folder: Path) -> bool:

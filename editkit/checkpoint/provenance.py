@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from editkit.checkpoint.layout import PROVENANCE, load_json
+from editkit import __version__
+from editkit.checkpoint.layout import PROVENANCE
 from editkit.checkpoint.reader import Checkpoint
 
 SCHEMA = "editkit.provenance/1"
@@ -28,16 +29,16 @@ def record(
 ) -> dict[str, Any]:
     """The provenance of one output.
 
-    `inputs` may map the role of a checkpoint ("base", "tuned") to it; a mere sequence has no roles. The sha256 of every
-    weight file is computed here unless `Checkpoint.start_hashing` began it before. `data_hash` is the sha256 of the data
-    file; `extra` are settings that JSON can hold, such as alpha.
+    `inputs` may map the role of a checkpoint ("base", "tuned") to it; a mere sequence has no roles. The sha256 of
+    every weight file is computed here unless `Checkpoint.start_hashing` began it before. `data_hash` is the sha256 of
+    the data file; `extra` are settings that JSON can hold, such as alpha.
     """
     roles = list(inputs.items()) if isinstance(inputs, Mapping) else [(None, one) for one in inputs]
     for _, checkpoint in roles:
         checkpoint.start_hashing()
     return {
         "schema": SCHEMA,
-        "editkit": _version("editkit"),
+        "editkit": __version__,
         "command": command,
         **extra,
         "inputs": [{"name": public_name(one), "role": role, "files": one.sha256()} for role, one in roles],
@@ -52,14 +53,9 @@ def save(provenance: Mapping[str, Any], folder: Path) -> None:
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def load(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The provenance beside the weights of a checkpoint, None where there is none."""
-    return None if checkpoint.lone else load_json(checkpoint.path / PROVENANCE, checkpoint.label)
-
-
 def public_name(checkpoint: Checkpoint) -> str:
     """The name of a checkpoint without the folders of the user's machine: a Hub id, or the last part of its path."""
-    return checkpoint.label if checkpoint.remote else checkpoint.source.resolve().name
+    return checkpoint.label if checkpoint.layout.hub else checkpoint.source.resolve().name
 
 
 def _version(package: str) -> str | None:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,14 +42,19 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
 
     label: what the user typed, for messages. path: the folder. files: weight files by name, in the order of the index.
     tensors: TensorInfo by name, in the order of the bytes. metadata: the `__metadata__` of every file.
-    data: offset of the first data byte of every file. config, index: the parsed JSON beside the weights, or None.
-    lone: the checkpoint is one file, not a folder.
+    data: offset of the first data byte of every file. config, index, provenance: the parsed JSON beside the weights, or
+    None. lone: the checkpoint is one file, not a folder.
     """
 
     def __init__(self, layout: Layout, headers: dict[str, Header]) -> None:
         self.layout = layout
         self.label, self.path, self.files = layout.label, layout.folder, layout.files
-        self.config, self.index, self.lone = layout.config, layout.index, layout.lone
+        self.config, self.index, self.provenance, self.lone = (
+            layout.config,
+            layout.index,
+            layout.provenance,
+            layout.lone,
+        )
         self.tensors: dict[str, TensorInfo] = {t.name: t for header in headers.values() for t in header.tensors}
         self.metadata: dict[str, dict[str, str]] = {file: header.metadata for file, header in headers.items()}
         self.data: dict[str, int] = {file: header.data for file, header in headers.items()}
@@ -63,7 +68,11 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         info = self.tensors[name]
         dtype = getattr(torch, info.item.torch)
         raw = self.array(name)
-        return torch.from_numpy(raw).view(dtype).reshape(info.shape) if info.numel else torch.empty(info.shape, dtype=dtype)
+        return (
+            torch.from_numpy(raw).view(dtype).reshape(info.shape)
+            if info.numel
+            else torch.empty(info.shape, dtype=dtype)
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -104,7 +113,7 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
     def read_into(self, name: str, first_byte: int, buffer: np.ndarray) -> None:
         """Fill `buffer` (uint8, contiguous) from byte `first_byte` of the tensor on. Threads may call it at once."""
         info = self.tensors[name]
-        self._read(info.file, info.start + first_byte, memoryview(buffer).cast("B"))
+        self._read(info.file, info.start + first_byte, buffer.data.cast("B") if buffer.size else memoryview(b""))
 
     def array(self, name: str) -> np.ndarray:
         """The raw bytes of a tensor: uint8, shape (nbytes,)."""
@@ -117,7 +126,9 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         while done < len(view):
             count = os.preadv(descriptor, [view[done:]], position + done)
             if count == 0:
-                raise EditError(f"{self.layout.shown(file)} became shorter while it was read: do not change it meanwhile")
+                raise EditError(
+                    f"{self.layout.shown(file)} became shorter while it was read: do not change it meanwhile"
+                )
             done += count
 
     def other_files(self) -> list[Path]:
@@ -130,11 +141,18 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         return self.path / next(iter(self.files)) if self.lone else self.path
 
     @property
+    def said_tied(self) -> bool | None:
+        """What the config says about tied embeddings; None where it says nothing."""
+        for config in (self.config or {}, (self.config or {}).get("text_config")):
+            if isinstance(config, dict) and isinstance(said := config.get("tie_word_embeddings"), bool):
+                return said
+        return None
+
+    @property
     def tied(self) -> bool:
         """Whether input embedding and output head are one tensor: as the config says, else as the files show."""
-        for config in (self.config or {}, (self.config or {}).get("text_config") or {}):
-            if isinstance(said := config.get("tie_word_embeddings"), bool):
-                return said
+        if self.said_tied is not None:
+            return self.said_tied
         embedding, head = tied_pair(self.tensors)
         return embedding is not None and head is None
 
@@ -175,23 +193,40 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     >>> open_checkpoint("model.safetensors")["lm_head.weight"].dtype  # doctest: +SKIP
     torch.bfloat16
 
-    A path that exists wins over a Hub id. A folder is sharded with an index, or holds one file of weights, an adapter or
-    a task vector. Every header is checked; no tensor is read. Raises EditError that lists every fault of every file.
+    A path that exists wins over a Hub id. A folder is sharded with an index, or holds one file of weights, an adapter
+    or a task vector. Every header is checked; no tensor is read. Raises EditError that lists every fault of every file.
+    """
+    layout = locate(source)
+    if layout is None:
+        from editkit.checkpoint.hub import download
+
+        layout = download(os.fspath(source))
+    return checked(layout, lambda file: read_header(layout.files[file], layout.shown(file)))
+
+
+def locate(source: str | os.PathLike[str]) -> Layout | None:
+    """The layout of a checkpoint on this machine: a path, or a Hub id in the local cache. None for other Hub ids.
+
+    Raises EditError where `source` can only be a path, and nothing is there.
     """
     label = os.fspath(source)
     path = Path(label).expanduser()
-    if not path.exists():
-        if not _HUB_ID.fullmatch(label) or label.startswith(".") or label.endswith(".safetensors"):
-            raise EditError(f"{label} does not exist: give a folder, a .safetensors file or a Hub id such as org/name")
-        from editkit.checkpoint.hub import snapshot
+    if path.exists():
+        return find_layout(path, label.rstrip("/") or label)
+    if not _HUB_ID.fullmatch(label) or label.startswith(".") or label.endswith(".safetensors"):
+        raise EditError(f"{label} does not exist: give a folder, a .safetensors file or a Hub id such as org/name")
+    from editkit.checkpoint.hub import cached
 
-        path = snapshot(label)
-    layout = find_layout(path, label.rstrip("/") or label)
+    return cached(label)
+
+
+def checked(layout: Layout, read: Callable[[str], Header]) -> Checkpoint:
+    """A checkpoint of which every header was read through `read(file)` and agrees with the index and the others."""
     headers: dict[str, Header] = {}
     problems: list[str] = []
-    for file, location in layout.files.items():
+    for file in layout.files:
         try:
-            headers[file] = read_header(location, layout.shown(file))
+            headers[file] = read(file)
         except EditError as error:
             problems.append(str(error))
     problems += _disagreements(layout, headers)
@@ -215,7 +250,9 @@ def _disagreements(layout: Layout, headers: dict[str, Header]) -> list[str]:
         absent = [f"{name} ({file})" for name, file in mapped.items() if file in headers and (name, file) not in held]
         extra = [f"{name} ({file})" for name, file in homes.items() if name not in mapped]
         if absent:
-            problems.append(f"{layout.shown(INDEX)} names tensors that are not in their files: {listed(absent)}: download it again")
+            problems.append(
+                f"{layout.shown(INDEX)} names tensors that are not in their files: {listed(absent)}: download it again"
+            )
         if extra:
             problems.append(f"{layout.shown(INDEX)} does not name the tensors {listed(extra)}: write the index again")
     return problems

@@ -4,12 +4,10 @@
 ...     for name in base:
 ...         writer.copy(name)
 
-Everything is staged in a sibling folder `.edited.partial-<pid>`, where weight files end in `.partial` and load nowhere. The
-last step renames the folder. An exception removes it; after a kill the next run to the same output removes it.
+Everything is staged in a sibling folder `.edited.partial-<pid>`, where weight files end in `.partial` and load nowhere.
+The last step renames the folder. An exception removes it; after a kill the next run to the same output removes it.
 """
 
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -18,42 +16,47 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from editkit.checkpoint import provenance
-from editkit.checkpoint.header import TensorInfo, encode
+from editkit.checkpoint import disk, provenance
+from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.layout import INDEX
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
+from editkit.checkpoint.shards import base_shards, new_shards
 from editkit.errors import EditError, listed
 
 if TYPE_CHECKING:
     import torch
 
 _COPY_BLOCK = 1 << 26  # bytes of one copy inside the kernel; a cancelled copy stops after one
-_BUFFER = 1 << 20  # bytes of one copy through memory, where the kernel cannot
 _PARTIAL = ".partial"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Shard(NamedTuple):
-    """One file of the output: its header with the 8 bytes of its length, its tensors in order, its size in bytes."""
+class Run(NamedTuple):
+    """Neighbouring tensors to copy: `length` bytes from byte `begin` of a base file to byte `to` of a new one."""
 
-    header: bytes
-    tensors: list[TensorInfo]
-    size: int
+    source: str
+    begin: int
+    target: str
+    to: int
+    length: int
+
+    @property
+    def ends(self) -> tuple[str, int, str, int]:
+        """Where a tensor must lie, in both files, to be the next of the run."""
+        return self.source, self.begin + self.length, self.target, self.to + self.length
 
 
 class CheckpointWriter:
     """Writes the tensors of `base` to the folder `output`: some copied, some given, each byte exactly once.
 
     Files, order of tensors, headers and index are the base's, byte for byte. With `shard_size` (bytes of tensor data in
-    one file) they are `model-00001-of-0000N.safetensors` and a new index, tensors in the base's order. All other files of
-    the base are copied, see `Checkpoint.other_files`; they lie in `folder` as soon as the writer is entered, and may be
-    replaced or added to there. `inputs` are further files or folders that the output must not touch.
+    one file) they are `model-00001-of-0000N.safetensors` and a new index, tensors in the base's order. All other files
+    of the base are copied, see `Checkpoint.other_files`; they lie in `folder` as soon as the writer is entered, and may
+    be replaced or added to there. `inputs` are further files or folders that the output must not touch.
 
     Constructing it checks and writes nothing. Raises EditError where `output` is not empty, is an input or lies in one,
     also through links, or where the disk has too little space.
@@ -73,14 +76,16 @@ class CheckpointWriter:
         if shard_size is not None and shard_size < 1:
             raise EditError(f"a shard size of {shard_size} bytes holds nothing: give at least 1")
         self._resharded = shard_size is not None
-        self.shards = _base_shards(base) if shard_size is None else _new_shards(base, shard_size)
+        metadata = {key: value for one in base.metadata.values() for key, value in one.items()}
+        self.shards = base_shards(base) if shard_size is None else new_shards(base.tensors, metadata, shard_size)
         self._places = {info.name: info for shard in self.shards.values() for info in shard.tensors}
         self._others = base.other_files()
         self._refuse_full_disk()
         self._lock, self._stop = threading.Lock(), threading.Event()
+        self._idle, self._busy = threading.Condition(), 0
         self._written: Counter[str] = Counter()
         self._left = {file: sum(info.nbytes for info in shard.tensors) for file, shard in self.shards.items()}
-        self._run: tuple[str, int, str, int, int] | None = None
+        self._run: Run | None = None
         self._jobs: list[Future[None]] = []
         self._descriptors: dict[str, int] = {}
         self._made: list[Path] = []
@@ -103,25 +108,32 @@ class CheckpointWriter:
         """Take a tensor over from the base byte for byte, in the background; neighbours are copied in one go."""
         source, place = self.base.tensors[name], self._places[name]
         with self._lock:
-            if self._run is not None:
-                from_file, begin, to_file, to, length = self._run
-                if (from_file, begin + length, to_file, to + length) == (source.file, source.start, place.file, place.start):
-                    self._run = from_file, begin, to_file, to, length + source.nbytes
-                else:
-                    self._flush()
-            if self._run is None:
-                self._run = source.file, source.start, place.file, place.start, source.nbytes
+            run = self._run
+            if run is not None and run.ends == (source.file, source.start, place.file, place.start):
+                self._run = run._replace(length=run.length + source.nbytes)
+            else:
+                self._flush()
+                self._run = Run(source.file, source.start, place.file, place.start, source.nbytes)
             self._written[name] += source.nbytes
-            if self._run[-1] >= _COPY_BLOCK:
+            if self._run.length >= _COPY_BLOCK:
                 self._flush()
 
     def write(self, name: str, first_byte: int, data: np.ndarray) -> None:
         """Write `data` (contiguous) at byte `first_byte` of a tensor. Threads may call it at once."""
-        place, view = self._places[name], memoryview(data).cast("B")
-        if first_byte < 0 or first_byte + len(view) > place.nbytes:
-            raise ValueError(f"bytes {first_byte} to {first_byte + len(view)} lie outside {name} of {place.nbytes} bytes")
-        with self._disk():
-            _pwrite(self._descriptors[place.file], view, place.start + first_byte)
+        place, view = self._places[name], data.data.cast("B") if data.size else memoryview(b"")
+        if not 0 <= first_byte <= place.nbytes - len(view):
+            raise ValueError(f"{len(view)} bytes at {first_byte} leave {name}, which has {place.nbytes} bytes")
+        with self._idle:
+            if self._stop.is_set():
+                raise RuntimeError("the writer is closed")
+            self._busy += 1  # keeps the descriptor open until the bytes are written
+        try:
+            with self._disk():
+                disk.write_at(self._descriptors[place.file], view, place.start + first_byte)
+        finally:
+            with self._idle:
+                self._busy -= 1
+                self._idle.notify_all()
         with self._lock:
             self._written[name] += len(view)
             self._account(place.file, len(view))
@@ -179,7 +191,9 @@ class CheckpointWriter:
         needed += sum((self.base.path / path).stat().st_size for path in self._others)
         existing = next(parent for parent in self.output.parents if parent.exists())
         if (free := shutil.disk_usage(existing).free) < needed:
-            raise EditError(f"{self.shown} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free: make space")
+            raise EditError(
+                f"{self.shown} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free: make space"
+            )
 
     # -- staging
 
@@ -188,12 +202,14 @@ class CheckpointWriter:
             if not parent.exists():
                 parent.mkdir()
                 self._made.append(parent)
-        _remove_stale(self.output)
+        disk.remove_stale(self.output)
         try:
             self.folder.mkdir()
         except FileExistsError:
-            raise EditError(f"{self.shown} is being written by this process already: give another output folder") from None
-        self._guard = _lock(self.folder, needed=False)
+            raise EditError(
+                f"{self.shown} is being written by this process already: give another output folder"
+            ) from None
+        self._guard = disk.lock(self.folder, needed=False)
         for path in self._others:
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.base.path / path, self.folder / path)
@@ -204,29 +220,31 @@ class CheckpointWriter:
         for file, shard in self.shards.items():
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
             descriptor = self._descriptors[file] = os.open(self.folder / (file + _PARTIAL), flags, 0o666)
-            _allocate(descriptor, shard.size)
-            _pwrite(descriptor, memoryview(shard.header), 0)
+            disk.allocate(descriptor, shard.size)
+            disk.write_at(descriptor, memoryview(shard.header), 0)
             with self._lock:
                 self._account(file, 0)
 
     def _new_index(self) -> str:
-        metadata = {**(self.base.index or {}).get("metadata", {}), "total_size": sum(i.nbytes for i in self._places.values())}
+        total_size = sum(info.nbytes for info in self._places.values())
+        before = (self.base.index or {}).get("metadata")
+        metadata = {**(before if isinstance(before, dict) else {}), "total_size": total_size}
         weight_map = {name: info.file for name, info in self._places.items()}
         return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
 
     def _flush(self) -> None:
         """Hand the collected run of neighbouring tensors to the background. The lock is held."""
         if self._run is not None:
-            self._jobs.append(self._pool.submit(self._copy_run, *self._run))
+            self._jobs.append(self._pool.submit(self._copy_run, self._run))
             self._run = None
 
-    def _copy_run(self, from_file: str, begin: int, to_file: str, to: int, length: int) -> None:
-        source, target, done = self.base.descriptor(from_file), self._descriptors[to_file], 0
-        while done < length and not self._stop.is_set():
-            block = _COPY_BLOCK - (begin + done) % 4096  # file systems that share blocks do so at multiples of 4096
-            done += _copy(source, target, begin + done, to + done, min(length - done, block))
+    def _copy_run(self, run: Run) -> None:
+        source, target, done = self.base.descriptor(run.source), self._descriptors[run.target], 0
+        while done < run.length and not self._stop.is_set():
+            block = min(run.length - done, _COPY_BLOCK - (run.begin + done) % disk.BLOCK)
+            done += disk.copy_at(source, target, run.begin + done, run.to + done, block)
         with self._lock:
-            self._account(to_file, done)
+            self._account(run.target, done)
 
     def _account(self, file: str, count: int) -> None:
         """Count bytes of a file; a complete file goes to the disk while others are still written. The lock is held."""
@@ -242,17 +260,19 @@ class CheckpointWriter:
         for folder, _, files in os.walk(self.folder, topdown=False):
             for file in files:
                 if file not in synced:
-                    _sync(os.path.join(folder, file))
-            _sync(folder)
+                    disk.sync(os.path.join(folder, file))
+            disk.sync(folder)
         for file in weights:
             os.rename(self.folder / (file + _PARTIAL), self.folder / file)
-        _sync(self.folder)
+        disk.sync(self.folder)
         os.rename(self.folder, self.output)
-        _sync(self.output.parent)
+        disk.sync(self.output.parent)
 
     def _close(self) -> None:
         """Stop the background and close the files."""
-        self._stop.set()
+        with self._idle:
+            self._stop.set()
+            self._idle.wait_for(lambda: self._busy == 0)
         self._pool.shutdown(cancel_futures=True)
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
@@ -280,112 +300,11 @@ class CheckpointWriter:
         try:
             yield
         except OSError as error:
-            if error.errno in _FULL:
-                raise EditError(f"no space left for {self.shown} ({error.strerror}): make space; nothing was kept") from error
+            if error.errno in disk.FULL:
+                raise EditError(
+                    f"no space left for {self.shown} ({error.strerror}): make space; nothing was kept"
+                ) from error
             raise EditError(f"{self.shown} cannot be written ({error}): check its folder and permissions") from error
-
-
-def _base_shards(base: Checkpoint) -> dict[str, Shard]:
-    tensors: dict[str, list[TensorInfo]] = {file: [] for file in base.files}
-    for info in base.tensors.values():
-        tensors[info.file].append(info)
-    shards = {}
-    for file, data in base.data.items():
-        header = os.pread(base.descriptor(file), data, 0)
-        shards[file] = Shard(header, tensors[file], data + sum(info.nbytes for info in tensors[file]))
-    return shards
-
-
-def _new_shards(base: Checkpoint, shard_size: int) -> dict[str, Shard]:
-    """Fill shards in the base's order; a tensor larger than `shard_size` gets a shard of its own."""
-    groups: list[list[TensorInfo]] = [[]]
-    filled = 0
-    for info in base.tensors.values():
-        if groups[-1] and filled + info.nbytes > shard_size:
-            groups.append([])
-            filled = 0
-        groups[-1].append(info)
-        filled += info.nbytes
-    metadata = {key: value for one in base.metadata.values() for key, value in one.items()}
-    shards = {}
-    for number, group in enumerate(groups, 1):
-        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
-        group.sort(key=lambda info: -info.item.bytes)  # stable; wide items first keeps each of them aligned in memory maps
-        header = encode({info.name: (info.dtype, info.shape) for info in group}, metadata)
-        tensors, position = [], len(header)
-        for info in group:
-            tensors.append(replace(info, file=file, start=position, end=position + info.nbytes))
-            position += info.nbytes
-        shards[file] = Shard(header, tensors, position)
-    return shards
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Give a file its size, and its blocks where the system can: a full disk shows now, and writing gets faster."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            return os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            if error.errno in _FULL:
-                raise
-    os.ftruncate(descriptor, size)
-
-
-def _pwrite(descriptor: int, view: memoryview, position: int) -> None:
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], position + done)
-
-
-def _copy(source: int, target: int, begin: int, to: int, length: int) -> int:
-    """Copy up to `length` bytes between files, inside the kernel where it can; returns how many."""
-    if hasattr(os, "copy_file_range"):
-        try:
-            if count := os.copy_file_range(source, target, length, begin, to):
-                return count
-        except OSError as error:
-            if error.errno in _FULL:
-                raise
-    data = os.pread(source, min(length, _BUFFER), begin)
-    if not data:
-        raise EditError("the base became shorter while it was copied: do not change it meanwhile")
-    return os.pwrite(target, data, to)
-
-
-def _sync(path: str | Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(folder: str | Path, needed: bool) -> int:
-    """Lock a folder for as long as the returned descriptor is open; a killed process loses its locks.
-
-    Raises OSError where another holds it and, if `needed`, where the file system has no locks.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        if needed:
-            os.close(descriptor)
-            raise
-    return descriptor
-
-
-def _remove_stale(output: Path) -> None:
-    """Remove what killed runs staged for this output. A folder that is locked belongs to a run that lives."""
-    for entry in os.scandir(output.parent):
-        prefix, _, process = entry.name.rpartition("-")
-        if prefix == f".{output.name}.partial" and process.isdigit() and entry.is_dir(follow_symlinks=False):
-            try:
-                descriptor = _lock(entry.path, needed=True)
-            except OSError:
-                continue
-            shutil.rmtree(entry.path, ignore_errors=True)
-            os.close(descriptor)
 
 
 def write_checkpoint(
@@ -401,8 +320,8 @@ def write_checkpoint(
     PosixPath('edited')
 
     Tensors are rounded once to the base's dtype. Those not given are copied byte for byte, as are all other files;
-    `shard_size` is in bytes, by default the base's layout stays. Raises EditError that lists all names the base does not
-    have, names given twice, shapes that differ, and integer tensors given in another dtype.
+    `shard_size` is in bytes, by default the base's layout stays. Raises EditError that lists all names the base does
+    not have, names given twice, shapes that differ, and integer tensors given in another dtype.
     """
     base = like if isinstance(like, Checkpoint) else open_checkpoint(like)
     pairs = tensors.items() if isinstance(tensors, Mapping) else tensors

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from editkit.checkpoint.blocks import Block, Scratch
+from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import EditError, listed
 from editkit.vectors.vector import misfits
@@ -60,4 +61,4 @@ class SavedVector:
     def origin(self) -> dict[str, Any]:
         made = {key: value for key, value in self.record.items() if key != "format"}
         other = {"allow_other_base": True} if self.allow_other_base else {}
-        return {"kind": "saved", "file": self.saved.label, **made, **other}
+        return {"kind": "saved", "file": public_name(self.saved), "record": made, **other}

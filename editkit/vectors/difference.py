@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from editkit.checkpoint.blocks import Block, Scratch
+from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import EditError, listed
 from editkit.names import tied_pair
@@ -50,7 +51,7 @@ class DifferenceVector:
         return np.subtract(tau, start, out=tau)
 
     def origin(self) -> dict[str, Any]:
-        return {"kind": "difference", "tuned": self.tuned.label, "base": (self.start or self.base).label}
+        return {"kind": "difference", "tuned": public_name(self.tuned), "base": public_name(self.start or self.base)}
 
 
 def _same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from editkit.checkpoint.adapter import Adapter
+from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import EditError, listed
 from editkit.names import tied_pair
 
 _COMPARED = 1 << 20  # elements at a time
+_REMEDY = "use the base that it was trained on"
 _CACHED = 4  # tensors whose factors stay in memory: as many as threads may be at work on
 
 
@@ -45,24 +47,22 @@ class LowRankVector:
         """
         tensors = base.tensors
         if wrong := [n for n in names if n not in tensors or tensors[n].shape != self._shapes.get(n)]:
-            raise EditError(
-                f"{self.adapter.label} does not fit {base.label}: {listed(wrong)}: use the base that it was trained on"
-            )
+            raise EditError(f"{self.adapter.label} does not fit {base.label}: {listed(wrong)}: {_REMEDY}")
         problems = [f"{name} (its change has NaN or Inf)" for name in names if not self._finite(name)]
         for copy, found in self._copies.items():
             if len(found) != 1 or not _same(base, found[0], self.adapter.checkpoint, copy):
-                problems.append(f"{copy} (a tensor of the base that the adapter brings along changed)")
+                problems.append(f"{copy} (its own copy of a base tensor, with other values or another size)")
         if problems:
             raise EditError(f"{self.adapter.label} cannot be applied to {base.label}: {listed(problems)}")
 
     def rows(self, name: str, first: int, last: int, base: np.ndarray) -> np.ndarray:
-        """tau[first:last], [last - first, columns] in `base`'s dtype, from a float64 product; safe to call from threads."""
+        """tau[first:last] as [last - first, columns] in `base`'s dtype, from a float64 product. Threads may call it."""
         left, right = self._factors(name)
         return (left[first:last] @ right).astype(base.dtype, copy=False)
 
     def origin(self) -> dict[str, Any]:
         """What the vector was made from, for provenance."""
-        return {"adapter": self.adapter.checkpoint.path.name, "kind": "lora", "modules": len(self._modules)}
+        return {"kind": "adapter", "adapter": public_name(self.adapter.checkpoint)}
 
     def _read_factors(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         change = self.adapter.modules[self._modules[name]]
@@ -75,7 +75,7 @@ class LowRankVector:
 
 
 def _finder(base: Checkpoint) -> Callable[[str], list[str]]:
-    """From a parameter's name in the model to its names in the files: itself, else all that differ by a wrapper's prefix."""
+    """From a parameter's name in the model to its names in the files: itself, else all that differ by a prefix."""
     embedding, _ = tied_pair(base.tensors)
     tails: dict[str, list[str]] = defaultdict(list)
     for name in base.tensors:
@@ -110,12 +110,12 @@ def _joined(adapter: Adapter, base: Checkpoint, find: Callable[[str], list[str]]
         trained_on = f", {adapter.base}" if adapter.base else ""
         raise EditError(
             f"{adapter.label} is an adapter for another model than {base.label}, whose tensors (such as "
-            f"{listed(base.tensors, limit=1)}) do not include {listed(unknown)}: use the base that it was trained on{trained_on}"
+            f"{listed(base.tensors, limit=1)}) do not include {listed(unknown)}: {_REMEDY}{trained_on}"
         )
     if tied:
         raise EditError(
-            f"{adapter.label} changes one of two modules that {base.label} keeps in one tensor: {listed(tied)}: save the base "
-            "with a separate lm_head.weight and tie_word_embeddings false first"
+            f"{adapter.label} changes one of two modules that {base.label} keeps in one tensor: {listed(tied)}: "
+            "save the base with a separate lm_head.weight and tie_word_embeddings false first"
         )
     return modules
 
@@ -128,7 +128,7 @@ def _tails(name: str) -> Iterator[str]:
 
 
 def _orientations(adapter: Adapter, base: Checkpoint, modules: Mapping[str, str]) -> dict[str, bool]:
-    """Which weights are stored [in, out]: embeddings and GPT-2's Conv1D. The shape decides; of square ones the config."""
+    """Which weights are stored [in, out] (embeddings, GPT-2's Conv1D): shapes tell, of square ones the config does."""
     said = bool(adapter.config.get("fan_in_fan_out"))
     transposed: dict[str, bool] = {}
     square, wrong, seen = [], [], set()
@@ -148,13 +148,11 @@ def _orientations(adapter: Adapter, base: Checkpoint, modules: Mapping[str, str]
         if not fits:
             wrong.append(f"{name} {list(shape)} (the adapter's factors make {[outer, inner]})")
     if wrong:
-        raise EditError(
-            f"{adapter.label} does not fit the shapes of {base.label}: {listed(wrong)}: use the base that it was trained on"
-        )
+        raise EditError(f"{adapter.label} does not fit the shapes of {base.label}: {listed(wrong)}: {_REMEDY}")
     if square and (not said) in seen:
         raise EditError(
-            f"{adapter.label} mixes Linear and Conv1D modules, so that nothing says which way round the square ones are stored: "
-            f"{listed(square)}: merge it with peft (merge_and_unload) and give the merged checkpoint"
+            f"{adapter.label} mixes Linear and Conv1D modules, so that nothing tells which way round the square ones "
+            f"are stored: {listed(square)}: merge it with peft (merge_and_unload) and give the merged checkpoint"
         )
     return transposed
 

@@ -1,0 +1,91 @@
+"""What the writer asks of the disk: room, positioned writes, copies inside the kernel, locks.
+
+>>> import tempfile
+>>> with tempfile.TemporaryFile() as file:
+...     allocate(file.fileno(), 5)
+...     write_at(file.fileno(), memoryview(b"edit"), 1)
+...     file.read()
+b'\\x00edit'
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from editkit.errors import EditError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BLOCK = 4096  # file systems that share blocks between files do so at multiples of this
+_BUFFER = 1 << 20  # bytes of one copy through memory, where the kernel cannot
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Give a file its size, and its blocks where the system can: a full disk shows now, and writing gets faster."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            return os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+    os.ftruncate(descriptor, size)
+
+
+def write_at(descriptor: int, view: memoryview, position: int) -> None:
+    """Write all of `view` at a byte of a file, whatever else writes there at once."""
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], position + done)
+
+
+def copy_at(source: int, target: int, begin: int, to: int, length: int) -> int:
+    """Copy up to `length` bytes between files, inside the kernel where it can; returns how many."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            if count := os.copy_file_range(source, target, length, begin, to):
+                return count
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+    data = os.pread(source, min(length, _BUFFER), begin)
+    if not data:
+        raise EditError("the base became shorter while it was copied: do not change it meanwhile")
+    return os.pwrite(target, data, to)
+
+
+def sync(path: str | Path) -> None:
+    """Have a file or the entries of a folder reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(folder: str | Path, needed: bool) -> int:
+    """Lock a folder for as long as the returned descriptor is open; a killed process loses its locks.
+
+    Raises OSError where another holds it and, if `needed`, where the file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if needed:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def remove_stale(output: Path) -> None:
+    """Remove what killed runs staged for this output. A folder that is locked belongs to a run that lives."""
+    for entry in os.scandir(output.parent):
+        prefix, _, process = entry.name.rpartition("-")
+        if prefix == f".{output.name}.partial" and process.isdigit() and entry.is_dir(follow_symlinks=False):
+            try:
+                descriptor = lock(entry.path, needed=True)
+            except OSError:
+                continue
+            shutil.rmtree(entry.path, ignore_errors=True)
+            os.close(descriptor)

@@ -1,0 +1,26 @@
+"""The report as Markdown, for a pull request or a model card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from editkit.diffing.measures import printable
+from editkit.diffing.rendering.rows import HEADER, LEGEND, cells, changed_only, group, label
+from editkit.diffing.wording import headline, structure, survival_text, warnings
+
+
+def to_markdown(report: Mapping[str, Any], by: str) -> str:
+    """The headline, warnings, a table of the changed rows, and the tensors that were not compared."""
+    rows, unchanged = changed_only(group(report, by))
+    lines = [f"### {_code(report['base']['name'])} → {_code(report['edited']['name'])}", "", headline(report), ""]
+    lines += [f"> **Warning.** {_escape(text)}\n" for text in warnings(report)]
+    if rows:
+        lines += ["| " + " | ".join((by, *HEADER)) + " |", "| --- |" + " ---: |" * len(HEADER)]
+        lines += ["| " + " | ".join((_code(label(row, by)), *cells(row))) + " |" for row in rows]
+        lines += ["", f"<sub>{LEGEND.replace('|', chr(92) + '|')}</sub>", ""]
+    if rows and unchanged:
+        lines += [f"{unchanged:,} more without any change.", ""]
+    if text := survival_text(report):
+        lines += [text, ""]
+    for text, kind in zip(structure(report), (k for k in ("added", "removed", "reshaped", "retyped") if report.get(k)), strict=True):
+        lines += [f"{text}: {', '.join(_code(printable(item['name'])) for item in report[kind])}", ""]
+    return "\n".join(lines)

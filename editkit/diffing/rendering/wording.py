@@ -1,0 +1,99 @@
+"""The report in sentences: what changed, what is lost, what to worry about. Every number with its unit and its n.
+
+>>> headline({"summary": {"tensors": 3, "tensors_changed": 0, "numel": 1200, "changed": 0, "changed_fraction": 0.0}})
+'Nothing changed: all 1,200 parameters in 3 tensors are equal bit for bit.'
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from editkit.diffing.measures import MEASURES, count, crossed, number, printable, share
+
+Report = Mapping[str, Any]
+
+PROJECTION_TOLERANCE = 0.01
+"""How far the projection of an edit may lie from -alpha, relative to alpha, before the report warns."""
+
+
+def headline(report: Report) -> str:
+    """What changed, in one or two sentences."""
+    summary = report["summary"]
+    parameters = f"{count(summary['numel'])} {_plural('parameter', summary['numel'])}"
+    tensors = f"{summary['tensors']:,} {_plural('tensor', summary['tensors'])}"
+    if not summary["tensors"]:
+        return "Nothing to compare: no tensor is in both checkpoints with one shape and dtype."
+    if not summary["changed"]:
+        return f"Nothing changed: all {parameters} in {tensors} are equal bit for bit."
+    text = (
+        f"Of {parameters} in {tensors}, {share(summary['changed_fraction'])} changed "
+        f"({count(summary['changed'])}, in {summary['tensors_changed']:,} {_plural('tensor', summary['tensors_changed'])})."
+    )
+    if summary.get("rel_l2") is not None:
+        text += f" The change measures {share(summary['rel_l2'])} of the base"
+        text += f", and is largest in {most}." if (most := _where_most(report)) else "."
+    return text
+
+
+def structure(report: Report) -> list[str]:
+    """What the numbers do not cover: "2 tensors were added", one entry for each kind that there is."""
+    kinds = ((kind, len(report.get(kind, ()))) for kind in ("added", "removed", "reshaped", "retyped"))
+    return [f"{n:,} {_plural('tensor', n)} {'was' if n == 1 else 'were'} {kind}" for kind, n in kinds if n]
+
+
+def survival(report: Report) -> list[tuple[int, float]]:
+    """(bits, share of the changed elements that land on another code when quantized), where known."""
+    shares = ((bits, crossed(report["summary"], bits)) for bits in (8, 4))
+    return [(bits, value) for bits, value in shares if value is not None]
+
+
+def survival_text(report: Report) -> str:
+    """Quantization survival in a sentence, or "" where it is unknown."""
+    found = [f"{share(value)} at {bits} bits" for bits, value in survival(report)]
+    changed = count(report["summary"]["changed"])
+    return f"Of the {changed} changed elements, {' and '.join(found)} survive round-to-nearest quantization." if found else ""
+
+
+def warnings(report: Report) -> list[str]:
+    """What must not be overlooked: NaN and Inf, tensors that could not be compared, an edit that missed its target."""
+    summary, found = report["summary"], []
+    for kind, label in (("nan", "NaN"), ("inf", "Inf")):
+        before, after = summary.get(f"{kind}_before") or 0, summary.get(f"{kind}_after") or 0
+        if before or after:
+            names = [printable(row["name"]) for row in report["tensors"] if row.get(f"{kind}_after") or row.get(f"{kind}_before")]
+            where = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            found.append(
+                f"{label}: {count(before)} elements before, {count(after)} after the edit (in {where}). "
+                "Norms and means leave these elements out."
+            )
+    edit = report.get("edit") or {}
+    reached = edit.get("projection")
+    if reached is not None and missed(reached, edit.get("alpha")):
+        found.append(
+            f"The edit missed its target: the applied change projects {number(reached)} on the task vector instead of "
+            f"{number(-edit['alpha'])}. {_reason(edit)}"
+        )
+    return found
+
+
+def missed(projection: float, alpha: float | None) -> bool:
+    """Whether an applied change lies too far from -alpha times the vector; unknown alpha never counts as missed."""
+    return alpha is not None and abs(projection + alpha) > PROJECTION_TOLERANCE * abs(alpha)
+
+
+def _reason(edit: Mapping[str, Any]) -> str:
+    if (lost := edit.get("lost_to_rounding")) is not None and lost > 0:
+        return f"Rounding to the storage format lost {share(lost)} of the requested element changes."
+    return "Rounding lost no element, so look for masks, rules per tensor, or NaN."
+
+
+def _where_most(report: Report) -> str:
+    rows = [row for row in report.get("layers", ()) if row.get("layer") is not None and row.get("rel_l2") is not None]
+    if len(rows) < 2:
+        return ""
+    top = max(rows, key=lambda row: row["rel_l2"])
+    stack = f" of {printable(top['stack'])}" if len({row["stack"] for row in rows}) > 1 else ""
+    return f"layer {top['layer']}{stack} ({MEASURES['rel_l2'].write(top['rel_l2'])})"
+
+
+def _plural(noun: str, n: int) -> str:
+    return noun if n == 1 else f"{noun}s"

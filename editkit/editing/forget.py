@@ -1,0 +1,63 @@
+"""`forget`: fine-tune on the data to be forgotten, keep what that changed as a task vector, and negate it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from editkit.checkpoint.reader import open_checkpoint
+from editkit.checkpoint.writer import CheckpointWriter
+from editkit.editing.negate import Negation, Source, check_settings, negate
+from editkit.training.finetune import Finetuned, finetune
+from editkit.vectors.task_vector import task_vector
+
+def forget(
+    model: Source,
+    data: Source,
+    output: Source,
+    *,
+    alpha: float,
+    vector_base: Source | None = None,
+    finetune_settings: Mapping[str, Any] | None = None,
+    tuning_progress: Callable[[int, int], None] | None = None,
+    **negate_settings: Any,
+) -> tuple[Finetuned, Negation]:
+    """Write `model` - alpha * (what fine-tuning on `data` changes) to `output`, with the vector in `output`/vector.
+
+    >>> tuned, result = forget("model", "forget.jsonl", "edited", alpha=1.0, vector_base="before")  # doctest: +SKIP
+    >>> result.report["summary"]["rel_l2"]  # doctest: +SKIP
+    0.021
+
+    Fine-tuning starts from `vector_base` (default: from `model`). A model that has fully memorised the data has vanishing
+    gradients there and yields an empty vector: then give the checkpoint from before it learned them.
+    finetune_settings: arguments of `finetune`, such as {"lora": 16, "steps": 60}. negate_settings: arguments of `negate`.
+
+    Raises EditError as those two do, before any training where the fault shows then; nothing is left behind.
+    """
+    check_settings(alpha, negate_settings.get("alpha_for") or {}, negate_settings.get("rounding", "nearest"))
+    with open_checkpoint(model) as base:
+        CheckpointWriter(base, output, inputs=[data])  # refuses a bad output before hours of training
+    place, start = Path(output).expanduser().resolve(), vector_base or model
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.tuning-") as folder:
+        kept = Path(folder) / "vector"
+        settings = dict(finetune_settings or {})
+        if settings.get("lora"):
+            tuned = finetune(start, data, kept, **settings, progress=tuning_progress)
+            vector: Path = kept
+        else:
+            tuned = finetune(start, data, Path(folder) / "tuned", **settings, progress=tuning_progress)
+            vector = kept / "task_vector.safetensors"
+            task_vector(Path(folder) / "tuned", vector, base=start)
+        other = vector_base is not None and not settings.get("lora")
+        result = negate(
+            model,
+            vector,
+            output,
+            alpha=alpha,
+            allow_other_base=other,
+            keep=kept,
+            data_sha256=tuned.data_sha256,
+            **negate_settings,
+        )
+    return tuned, result

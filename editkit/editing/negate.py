@@ -1,0 +1,201 @@
+"""`negate`: subtract a task vector from a model, `w = w_base - alpha * tau`, and show what became of it.
+
+Task arithmetic: Ilharco et al. 2022, "Editing models with task arithmetic" (https://arxiv.org/abs/2212.04089). Subtracting
+what fine-tuning on some data added makes a model worse at that data; how much worse at everything else is for an evaluation
+to say, not for this file.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from editkit.arithmetic.apply import CHANGED, Applied
+from editkit.checkpoint import provenance
+from editkit.checkpoint.reader import Checkpoint, open_checkpoint
+from editkit.checkpoint.writer import CheckpointWriter
+from editkit.diffing.report import Compared, Comparison, build_report
+from editkit.editing.masks import Mask
+from editkit.editing.stream import Subtraction, run
+from editkit.errors import EditError
+from editkit.names import parse, select
+from editkit.vectors.open import open_vector
+from editkit.vectors.vector import TaskVector
+
+Source = str | os.PathLike[str]
+TOLERANCE = 0.01
+"""Largest relative distance between the projection of the applied change and -alpha that passes without a warning."""
+
+
+@dataclass(frozen=True)
+class Negation:
+    """What `negate` did. `layers` and `total` hold alpha, requested and applied L2, projection, share lost to rounding."""
+
+    output: Path | None
+    alphas: dict[str, float]
+    total: dict[str, Any]
+    layers: list[dict[str, Any]]
+    changed: int
+    warnings: list[str]
+    report: dict[str, Any] | None
+
+
+def negate(
+    model: Source,
+    vector: Source,
+    output: Source | None = None,
+    *,
+    alpha: float,
+    alpha_for: Mapping[str, float] | None = None,
+    vector_base: Source | None = None,
+    allow_other_base: bool = False,
+    only: Sequence[str] = (),
+    mask: Source | None = None,
+    rounding: str = "nearest",
+    seed: int = 0,
+    report: bool = True,
+    shard_size: int | None = None,
+    keep: Path | None = None,
+    data_sha256: str | None = None,
+    dry_run: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Negation:
+    """Write `model` - alpha * `vector` to the folder `output`, with its diff report in `output`/diff.
+
+    >>> result = negate("model", "tuned", "edited", alpha=1.0, only=["*.mlp.*"])  # doctest: +SKIP
+    >>> result.total["projection"]  # doctest: +SKIP
+    -1.0
+
+    model: the checkpoint to edit. vector: a checkpoint tuned from `vector_base` (default: from `model`), a LoRA adapter,
+    or a saved task vector. alpha_for: whole-name globs with an alpha of their own, the last match counts. only: whole-name
+    globs; all other tensors are copied byte for byte. mask: a mask file, see `editing/masks.py`. rounding: "nearest" or
+    "stochastic" (unbiased, drawn from `seed` and the tensor's name). keep: a folder that is moved to `output`/vector, such
+    as the vector's own; data_sha256: of the data behind the vector, for the provenance. dry_run: check everything, write nothing.
+    Arithmetic is float32 for 16-bit tensors and float64 for wider ones, rounded once at the end.
+
+    Raises EditError (nothing is left behind) for inputs that do not fit together. Where nothing changed, or the change
+    that arrived is not the one asked for, the result says so in `warnings`.
+    """
+    check_settings(alpha, alpha_for or {}, rounding)
+    if output is None and not dry_run:
+        raise EditError("no output folder given: name one, or ask for a dry run")
+    with ExitStack() as stack:
+        base = stack.enter_context(open_checkpoint(model))
+        tau = open_vector(vector, base, vector_base=vector_base, allow_other_base=allow_other_base)
+        for checkpoint in tau.inputs:
+            stack.callback(checkpoint.close)
+        chosen = Mask(mask, base) if mask is not None else None
+        if chosen is not None:
+            stack.callback(chosen.file.close)
+        alphas = _alphas(base, tau, alpha, alpha_for or {}, only, chosen)
+        tau.check(base, list(alphas))
+        edit = Subtraction(tau, alphas, chosen, seed if rounding == "stochastic" else None)
+        if dry_run:
+            return Negation(None, alphas, {}, [], 0, [], None)
+        inputs = {"base": base, **({"mask": chosen.file} if chosen else {})}
+        others = [checkpoint.source for checkpoint in (*tau.inputs, *inputs.values())]
+        assert output is not None
+        writer = stack.enter_context(CheckpointWriter(base, output, shard_size=shard_size, inputs=others))
+        for checkpoint in (base, *tau.inputs):
+            checkpoint.start_hashing()
+        compared = run(base, edit, writer, measure=report, threads=threads, progress=progress)
+        settings = {"alpha": alpha, "alpha_for": alpha_for or {}, "only": list(only), "rounding": rounding}
+        record = provenance.record(
+            "negate",
+            {**inputs, **{f"vector {index}": one for index, one in enumerate(tau.inputs, 1)}},
+            seed=seed if rounding == "stochastic" else None,
+            data_hash=data_sha256,
+            **settings,
+            vector=tau.origin(),
+        )
+        provenance.save(record, writer.folder)
+        if keep is not None:
+            shutil.move(keep, writer.folder / "vector")
+        result = _result(Path(output), base, alphas, compared)
+        if report:
+            result = _with_report(result, base, compared, writer.folder, record)
+    return result
+
+
+def check_settings(alpha: float, alpha_for: Mapping[str, float], rounding: str) -> None:
+    """Raise EditError for an alpha that is not finite and an unknown rounding."""
+    wrong = [f"alpha for {glob}" for glob, value in {"all tensors": alpha, **alpha_for}.items() if not isfinite(value)]
+    if wrong:
+        raise EditError(f"{' and '.join(wrong)} is not a finite number: give one such as 1.0")
+    if rounding not in ("nearest", "stochastic"):
+        raise EditError(f"rounding {rounding!r} is unknown: say nearest or stochastic")
+
+
+def _alphas(
+    base: Checkpoint,
+    tau: TaskVector,
+    alpha: float,
+    alpha_for: Mapping[str, float],
+    only: Sequence[str],
+    mask: Mask | None,
+) -> dict[str, float]:
+    """The tensors to edit, each with its alpha. A tensor whose alpha is 0 is copied."""
+    if base.quantization:
+        raise EditError(
+            f"{base.label} is quantized ({base.quantization}): arithmetic on its codes would be wrong; give the checkpoint "
+            "in full precision"
+        )
+    named = set(select(base.tensors, only)) & set(mask.names if mask else base.tensors)
+    alphas = {name: alpha for name in tau.names if name in named and base.tensors[name].item.floating}
+    for glob, value in alpha_for.items():
+        alphas.update({name: value for name in select(base.tensors, [glob], "--alpha-for") if name in alphas})
+    if not alphas:
+        raise EditError(f"nothing to edit in {base.label}: the vector, --only and the mask have no tensor in common")
+    return alphas
+
+
+def _result(output: Path, base: Checkpoint, alphas: dict[str, float], compared: list[Compared]) -> Negation:
+    layers: dict[tuple[str, int | None], list[Applied]] = {}
+    for tensor in compared:
+        if tensor.applied is not None:
+            place = parse(tensor.info.name)
+            layers.setdefault((place.stack, place.layer), []).append(tensor.applied)
+    total = Applied.total(part for parts in layers.values() for part in parts)
+    rows = [{"stack": stack, "layer": layer, **Applied.total(parts).row()} for (stack, layer), parts in layers.items()]
+    changed = int(total.sums[CHANGED])
+    return Negation(output, alphas, total.row(), rows, changed, _warnings(total, alphas, base, changed), None)
+
+
+def _warnings(total: Applied, alphas: dict[str, float], base: Checkpoint, changed: int) -> list[str]:
+    dtypes = ", ".join(sorted({base.tensors[name].dtype for name in alphas}))
+    if not changed:
+        if not any(alphas.values()):
+            why = "alpha is 0"
+        elif total.projection is None:
+            why = "the task vector is zero on every tensor it was applied to: is it the right file?"
+        else:
+            why = f"all of it is below half a step of {dtypes}: choose a larger alpha or --rounding stochastic"
+        return [f"nothing changed: {why}"]
+    projection, expected = total.projection, total.expected_projection
+    if projection is None or expected is None or abs(projection - expected) <= TOLERANCE * abs(expected):
+        return []
+    return [
+        f"the projection of the applied change on the vector is {projection:.4g} instead of {expected:.4g}: "
+        f"{total.lost or 0:.1%} of the elements asked for did not move because the change is below half a step of {dtypes}; "
+        "choose a larger alpha or --rounding stochastic"
+    ]
+
+
+def _with_report(
+    result: Negation, base: Checkpoint, compared: list[Compared], folder: Path, record: dict[str, Any]
+) -> Negation:
+    from editkit.diffing.rendering import write_report
+
+    hashes = {"name": provenance.public_name(base), "sha256": base.sha256()}
+    assert result.output is not None
+    comparison = Comparison(hashes, {"name": result.output.name, "sha256": None}, base.config, compared)
+    report = build_report(comparison)
+    report["edit"] = {"command": record["command"], **report.get("edit", result.total)}
+    (folder / "diff").mkdir()
+    write_report(report, folder / "diff")
+    return replace(result, report=report)

@@ -1,0 +1,116 @@
+"""The one pass of an edit: read a block, change it, write it and measure it while it is still in the cache."""
+
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
+from typing import NamedTuple
+
+import numpy as np
+
+from editkit.arithmetic.apply import Applied, project, subtract
+from editkit.arithmetic.codec import decode, encode, round_stochastically, working_dtype
+from editkit.arithmetic.measure import Sums
+from editkit.checkpoint.blocks import Block, Scratch, blocks, ordered_map
+from editkit.checkpoint.header import TensorInfo
+from editkit.checkpoint.reader import Checkpoint
+from editkit.checkpoint.writer import CheckpointWriter
+from editkit.diffing.diff import sums_for
+from editkit.diffing.report import Compared
+from editkit.editing.masks import Mask
+from editkit.errors import EditError
+from editkit.vectors.vector import TaskVector
+
+
+class Subtraction(NamedTuple):
+    """base - alpha * mask * tau for the tensors in `alphas`; `seed` None rounds to nearest, else stochastically."""
+
+    vector: TaskVector
+    alphas: Mapping[str, float]
+    mask: Mask | None
+    seed: int | None
+
+
+def run(
+    base: Checkpoint,
+    edit: Subtraction,
+    writer: CheckpointWriter,
+    *,
+    measure: bool,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[Compared]:
+    """Write every tensor of `base`, edited or copied, and return what became of each, in the base's order.
+
+    With `measure` all floating tensors get the sums of the diff report, else only the edited ones are read at all.
+    """
+    compared = {info.name: Compared(info, None) for info in base.tensors.values()}
+    scratch = Scratch()
+
+    def work(block: Block) -> tuple[Block, Sums | None, np.ndarray | None]:
+        name, dtype = block.info.name, working_dtype(block.info.dtype)
+        before = scratch.read("base", base, name, block, dtype)
+        after, sums, applied = before, None, None
+        if name in edit.alphas:
+            after, applied = _edit_block(block, before, edit, writer, scratch)
+        if measure:
+            sums, parts = sums_for(block.info, base.config)
+            sums.add(before, after, first_row=block.first, **parts)
+        return block, sums, applied
+
+    total, done = sum(info.nbytes for info in base.tensors.values()), 0
+    for block, sums, applied in ordered_map(work, _plan(base, edit, writer, measure), threads):
+        tensor = compared[block.info.name]
+        if sums is not None:
+            if tensor.sums is None:
+                tensor.sums = sums
+            else:
+                tensor.sums.merge(sums)
+        if applied is not None:
+            part = Applied(edit.alphas[block.info.name], applied)
+            tensor.applied = part if tensor.applied is None else Applied.total([tensor.applied, part])
+        done += block.nbytes
+        if progress:
+            progress(done, total)
+    return list(compared.values())
+
+
+def _plan(base: Checkpoint, edit: Subtraction, writer: CheckpointWriter, measure: bool) -> Iterator[Block]:
+    for info in base.tensors.values():
+        edited = info.name in edit.alphas and info.numel > 0
+        if not edited:
+            writer.copy(info.name)
+        if edited or (measure and info.item.floating):
+            yield from blocks(info)
+
+
+def _edit_block(
+    block: Block, before: np.ndarray, edit: Subtraction, writer: CheckpointWriter, scratch: Scratch
+) -> tuple[np.ndarray, np.ndarray]:
+    """Edit and write one block; returns its values as stored and the sums of `project`."""
+    info = block.info
+    tau = edit.vector.rows(info.name, block.first, block.last, before)
+    if edit.mask is not None:
+        edit.mask.clear_outside(info.name, block, tau)
+    after = subtract(before, tau, edit.alphas[info.name], scratch.array("after", before.shape, before.dtype))
+    if edit.seed is not None:
+        round_stochastically(after, info.dtype, _key(edit.seed, info), block.first * info.columns)
+    stored = encode(after, info.dtype)
+    decode(stored, info.dtype, after)
+    applied = project(before, after, tau)
+    if not np.isfinite(applied).all():
+        _refuse_nonfinite(info, tau, after)
+    writer.write(info.name, block.offset, stored)
+    return after, applied
+
+
+def _refuse_nonfinite(info: TensorInfo, tau: np.ndarray, after: np.ndarray) -> None:
+    if bad := int(tau.size - np.isfinite(tau).sum()):
+        raise EditError(f"the task vector has {bad} NaN or Inf in a block of {info.name}: check the tuned checkpoint")
+    if bad := int(after.size - np.isfinite(after).sum()):
+        raise EditError(
+            f"{bad} elements in a block of {info.name} are NaN or Inf in {info.dtype} after the edit: choose a smaller alpha, "
+            "or check the base"
+        )
+
+
+def _key(seed: int, info: TensorInfo) -> int:
+    return int.from_bytes(sha256(f"{seed}\0{info.name}".encode()).digest()[:8], "little")

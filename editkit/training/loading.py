@@ -1,0 +1,81 @@
+"""Checkpoints as transformers models, and their weights back under the names of the files.
+
+>>> with open_checkpoint("model") as base:  # doctest: +SKIP
+...     model = load_model(base)
+...     sorted(file_tensors(model, base)) == sorted(base)
+True
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from editkit.checkpoint.reader import Checkpoint
+from editkit.errors import EditError, listed
+from editkit.training.trainer import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_config(base: Checkpoint) -> Any:
+    """The transformers config of `base`. Raises EditError where it has none, and where the weights are quantized."""
+    from transformers import AutoConfig
+
+    if base.quantization:
+        raise EditError(f"{base.label} is quantized ({base.quantization}): give the checkpoint in full precision")
+    if base.config is None or "model_type" not in base.config:
+        raise EditError(f"{base.label} has no config.json of a model: give the folder of a whole model")
+    try:
+        return AutoConfig.from_pretrained(base.path)
+    except (ImportError, KeyError, OSError, ValueError) as error:
+        raise EditError(f"{base.label} is of a kind that transformers does not load by itself ({error})") from error
+
+
+def load_tokenizer(base: Checkpoint) -> Any:
+    """The tokenizer of `base`. Raises EditError where transformers cannot load one."""
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        try:
+            return AutoTokenizer.from_pretrained(base.path)
+        except Exception as error:  # tokenizer files fail in a dozen ways, all of them the files' fault
+            raise EditError(f"{base.label} has no tokenizer that transformers can load ({error})") from error
+
+
+def load_model(base: Checkpoint, dtype: str = "float32") -> Any:
+    """The causal language model in `base`, held in `dtype` in main memory.
+
+    Raises EditError where transformers cannot load it, and lists all weights that the files lack.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(base)
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                base.path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+            )
+        except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
+            raise EditError(f"{base.label} is no model of text that transformers can load ({error})") from error
+    if missing := sorted(info["missing_keys"]):
+        raise EditError(f"{base.label} lacks the weights {listed(missing)}, which its config asks for: copy it again")
+    return model
+
+
+def file_tensors(model: Any, base: Checkpoint) -> "dict[str, torch.Tensor]":
+    """The model's weights under the names and in the shapes of the files that it was loaded from.
+
+    transformers may hold weights under other names or fused; its own conversion is undone here. A tied head that the
+    files do not name is left out, since the embedding carries it. Tensors of the files that the model does not have are
+    not in the result. Raises EditError that lists every weight which cannot be joined to the files.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = revert_weight_conversion(model, model.state_dict())
+    joined = {name: tensor for name, tensor in state.items() if name in base.tensors}
+    carried = {tensor.data_ptr() for tensor in joined.values()}
+    lost = [name for name, tensor in state.items() if name not in joined and tensor.data_ptr() not in carried]
+    lost += [f"{name} (shape)" for name, tensor in joined.items() if tuple(tensor.shape) != base.tensors[name].shape]
+    if lost:
+        raise EditError(f"transformers holds weights that {base.label} does not have under these names: {listed(lost)}")
+    return joined

@@ -1,0 +1,88 @@
+"""Errors become one line and an exit code; progress shows itself as the stream allows."""
+
+import click
+import pytest
+from click.testing import CliRunner
+from editkit_cli import options
+from editkit_cli.main import Commands
+from editkit_cli.progress import progress
+
+from editkit import EditError, GateFailed, NothingChanged
+
+
+def run(error: BaseException | None, *arguments: str):
+    group = Commands("editkit")
+
+    @click.command("do")
+    @options.output("the edited checkpoint")
+    def do(output):
+        if error:
+            raise error
+
+    group.get_command = lambda context, name: do if name == "do" else None
+    group.list_commands = lambda context: ["do"]
+    return CliRunner().invoke(group, ["do", *(arguments or ("-o", "out"))], prog_name="editkit")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (None, 0, ""),
+        (EditError("model is\ntruncated: copy it again"), 2, "editkit: model is truncated: copy it again\n"),
+        (NothingChanged("no tensor changed"), 1, "editkit: no tensor changed\n"),
+        (GateFailed("rel_l2 > 0 holds"), 1, "editkit: rel_l2 > 0 holds\n"),
+        (PermissionError(13, "Permission denied", "out"), 2, "editkit: Permission denied: out\n"),
+        (OSError("odd"), 2, "editkit: odd\n"),
+        (click.UsageError("alpha is missing"), 2, "editkit: alpha is missing. See 'editkit do --help'.\n"),
+    ],
+)
+def test_errors_become_one_line_and_a_code(error, code, line):
+    result = run(error)
+    assert (result.exit_code, result.stderr, result.stdout) == (code, line, "")
+
+
+def test_usage_errors_point_at_the_help():
+    result = run(None, "--nope")
+    assert result.exit_code == 2
+    assert result.stderr == "editkit: No such option '--nope'. See 'editkit do --help'.\n"
+    assert "Missing option '-o'" in run(None, "--").stderr
+
+
+def test_an_interrupt_leaves_without_a_traceback():
+    result = run(KeyboardInterrupt())
+    assert result.exit_code == 130 and result.stderr.strip() == ""
+
+
+def test_a_bug_keeps_its_traceback_and_has_a_code_of_its_own():
+    result = run(ZeroDivisionError("division by zero"))
+    assert result.exit_code == 70
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("editkit: this is a bug in editkit, please report it")
+
+
+def test_no_progress_when_quiet():
+    with progress("negate", quiet=True) as advance:
+        assert advance is None
+
+
+def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with progress("negate") as advance:
+        for now in (101.0, 110.0, 111.0, 120.0):
+            advance(int((now - 100) * 50e6), 2_000_000_000)
+        now = 140.0
+        advance(2_000_000_000, 2_000_000_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "negate: 25% of 2 GB, 50 MB/s, 30 s left",
+        "negate: 50% of 2 GB, 50 MB/s, 20 s left",
+    ]
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress("finetune", unit="steps") as advance:
+        for step in range(4):
+            advance(step + 1, 4)

@@ -1,0 +1,201 @@
+"""The house rules: who may import whom, what a library never does, and that the documents say what the code does."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from editkit_cli.main import COMMANDS, main
+from editkit_cli.reference import renewed
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = sorted((ROOT / "editkit").rglob("*.py"))
+ROOMS = {  # room -> what it may import besides itself
+    "errors": "",
+    "names": "errors",
+    "arithmetic": "errors",
+    "checkpoint": "errors names arithmetic",
+    "vectors": "errors names arithmetic checkpoint",
+    "diffing": "errors names arithmetic checkpoint",
+    "training": "errors names arithmetic checkpoint",
+    "editing": "errors names arithmetic checkpoint vectors diffing training",
+    "demo": "errors names arithmetic checkpoint vectors diffing training editing",
+}
+HEAVY = {"torch", "transformers", "peft", "matplotlib", "datasets", "scipy", "jinja2", "huggingface_hub", "accelerate"}
+HEAVY |= {"pandas", "pyarrow", "rich"}
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Full names of everything imported in a tree; relative imports do not occur in the library."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import of {node.module}"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def at_import_time(node: ast.AST) -> list[ast.AST]:
+    """The statements that run when the module is imported: no function bodies, nothing under TYPE_CHECKING."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return []
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        return []
+    return [node, *(inner for child in ast.iter_child_nodes(node) for inner in at_import_time(child))]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=shown)
+def test_imports_go_down_the_table_only(path):
+    room = path.relative_to(ROOT / "editkit").parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    allowed = {room, *ROOMS[room].split()}
+    for name in imports(ast.parse(path.read_text("utf-8"))):
+        if name.startswith("editkit.") and name != "editkit.__version__":
+            assert name.split(".")[1] in allowed, f"{shown(path)} imports {name}"
+        assert name.split(".")[0] not in ("click", "editkit_cli", "tests"), f"{shown(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=shown)
+def test_the_library_neither_prints_nor_configures_nor_seeds(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "breakpoint", "input", "exit", "sys.exit"), f"{shown(path)}:{node.lineno}"
+            assert not re.fullmatch(
+                r"(logging\.(basicConfig|disable|getLogger)|(np|numpy|torch|random)(\.random)?\.(manual_)?seed"
+                r"|(transformers\.)?set_seed|warnings\.(simplefilter|filterwarnings))",
+                called,
+            ) or _undone(called, path), f"{shown(path)}:{node.lineno} calls {called}"
+
+
+def _undone(called: str, path: Path) -> bool:
+    """Global state may change for the length of a block that gives it back."""
+    given_back = "catch_warnings" if called.startswith("warnings.") else "setstate" if "seed" in called else "?"
+    return given_back in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=shown)
+def test_heavy_packages_are_imported_where_they_are_used(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in at_import_time(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            heavy = {name.split(".")[0] for name in imports(node)} & HEAVY
+            assert not heavy, f"{shown(path)}:{node.lineno} imports {heavy} when it is imported"
+
+
+def test_files_are_short_and_say_what_they_are():
+    for path in [*LIBRARY, *sorted((ROOT / "cli").glob("*.py"))]:
+        text = path.read_text("utf-8")
+        assert len(text.splitlines()) <= 400, f"{shown(path)} is too long"
+        assert path.stem not in ("utils", "helpers", "misc", "common"), shown(path)
+        assert not text or ast.get_docstring(ast.parse(text)), f"{shown(path)} does not say what it is"
+
+
+def test_every_package_is_installed():
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    there = {".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY if path.name == "__init__.py"}
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == there | {"editkit_cli"}
+    assert there == {".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY}, "a folder lacks __init__.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=True)
+
+
+def test_public_names_are_lazy_and_all_there():
+    import editkit
+
+    for name in editkit.__all__:
+        assert getattr(editkit, name) is not None
+    with pytest.raises(AttributeError):
+        editkit.nothing_like_this  # noqa: B018
+    loaded = run("-c", "import editkit, sys; print(*sys.modules)").stdout.split()
+    assert not {"numpy", "numba", *HEAVY} & set(loaded)
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = "import sys; sys.argv = ['editkit', '--help']; from editkit_cli.main import main\ntry: main()\n"
+    code += "except SystemExit: print('LOADED', *sys.modules)"
+    loaded = run("-c", code).stdout.split("LOADED")[1].split()
+    assert not {"numpy", "numba", *HEAVY} & set(loaded)
+
+    def seconds(*arguments: str) -> float:
+        spent = []
+        for _ in range(3):
+            started = time.perf_counter()
+            run(*arguments)
+            spent.append(time.perf_counter() - started)
+        return min(spent)
+
+    assert seconds("-m", "editkit_cli", "--help") < 3 * seconds("-c", "import click") + 0.1
+
+
+def commands() -> dict[str, click.Command]:
+    context = click.Context(main, info_name="editkit")
+    found = {name: main.get_command(context, name) for name in COMMANDS}
+    return {name: command for name, command in found.items() if command is not None}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_are_documented(name):
+    command = commands()[name]
+    assert command.help and f"editkit {name}" in (command.epilog or ""), f"{name}: the epilog must have an example"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"editkit {name} {parameter.opts[-1]} is not documented"
+
+
+def parse(line: str) -> None:
+    """Let click read a command line, without running it."""
+    words = shlex.split(re.split(r" [|>] | && ", line)[0], comments=True)
+    words = words[1:] if words[0] == "editkit" else words
+    if words[0] in commands():
+        commands()[words[0]].make_context(words[0], words[1:])
+    else:
+        assert words[0] in ("--help", "--version"), line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_in_the_help_are_accepted(name):
+    examples = [line for line in (commands()[name].epilog or "").splitlines() if line.strip().startswith("editkit ")]
+    assert examples
+    for line in examples:
+        parse(line)
+
+
+def test_commands_in_the_readme_are_accepted():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    blocks = re.findall(r"```(?:bash|sh|yaml)\n(.*?)```", readme, re.DOTALL)
+    lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
+    lines = [line.strip().removeprefix("- run: ") for line in lines]
+    lines = [line for line in lines if line.startswith("editkit ")]
+    assert {line.split()[1] for line in lines} >= set(COMMANDS)
+    for line in lines:
+        parse(line)
+
+
+def test_python_in_the_readme_compiles_and_names_what_exists():
+    import editkit
+
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "editkit":
+                assert node.attr in editkit.__all__, f"editkit.{node.attr}"
+
+
+def test_command_reference_in_the_readme_is_that_of_help():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert renewed(readme) == readme, "run `make readme`"
