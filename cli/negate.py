@@ -9,21 +9,118 @@ import click
 
 import editkit
 
-from .finetune import tuning_options
 from .options import as_json as json_option
 from .options import examples, output, quiet, threads
 from .progress import progress
-from .summary import negation_summary
+from .tuning import tuning as tuning_options
 
 
-class Alpha(click.ParamType):
-    """GLOB=NUMBER."""
+class GlobAlpha(click.ParamType):
+    """GLOB=ALPHA, such as *.mlp.*=0.5, as a pair."""
 
-    name = "GLOB=ALPHA"
+    name = "glob=alpha"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
         glob, _, number = str(value).rpartition("=")
         try:
             return glob, float(number)
         except ValueError:
-            self.fail(f"{value!r} is not GLOB=NUMBER, such as '*.mlp.*=0.5'", param, ctx)
+            self.fail(f"{value!r} is not GLOB=ALPHA, such as '*.mlp.*=0.5'", param, ctx)
+
+
+@click.command(
+    epilog=examples(
+        "editkit negate model tuned --alpha 1.0 -o edited",
+        "editkit negate model tau.safetensors --alpha 0.8 --only '*.mlp.*' -o edited",
+        "editkit negate model --forget forget.jsonl --vector-base before --alpha 1.0 -o edited",
+    )
+)
+@click.argument("model")
+@click.argument("vector", required=False)
+@click.option("--alpha", type=float, required=True, help="How much of the vector is subtracted.")
+@click.option("--forget", metavar="FILE", help="Examples to forget, in place of VECTOR: fine-tunes on them first.")
+@click.option("--vector-base", metavar="CHECKPOINT", help="What VECTOR was tuned from, or --forget tunes.  [default: MODEL]")
+@click.option("--only", multiple=True, metavar="GLOB", help="Edit only tensors with such a whole name; may be repeated.")
+@click.option("--alpha-for", multiple=True, type=GlobAlpha(), metavar="GLOB=ALPHA", help="Another alpha for some tensors.")
+@click.option("--mask", metavar="FILE", help="Edit only what this mask selects.")
+@click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True, help="To the dtype.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of stochastic rounding and of fine-tuning.")
+@click.option("--shard-size", type=int, metavar="BYTES", help="Write new shards of this size.  [default: MODEL's own]")
+@click.option("--allow-other-base", is_flag=True, help="Accept a saved vector made from another base; is recorded.")
+@click.option("--no-report", is_flag=True, help="Leave out the diff report in OUT/diff.")
+@click.option("--dry-run", is_flag=True, help="Check everything and list the tensors to edit; write nothing.")
+@tuning_options
+@output("the edited checkpoint", required=False)
+@json_option
+@threads
+@quiet
+def command(
+    model: str,
+    vector: str | None,
+    forget: str | None,
+    alpha_for: tuple[tuple[str, float], ...],
+    no_report: bool,
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+    tuning: dict[str, Any],
+    **settings: Any,
+) -> int:
+    """Subtract a task vector from MODEL: write MODEL - alpha * VECTOR and a report of what changed in which layer.
+
+    VECTOR is a checkpoint tuned from MODEL, a LoRA adapter, or a file made by `editkit task-vector`. The options of
+    fine-tuning (--lora to --device) go with --forget.
+    """
+    if (vector is None) == (forget is None):
+        raise click.UsageError("give either a VECTOR or --forget FILE")
+    if output is None and not settings["dry_run"]:
+        raise click.UsageError("give -o/--output, or --dry-run")
+    settings |= {"alpha_for": dict(alpha_for), "report": not no_report}
+    if forget is None:
+        with progress("negate", quiet=quiet) as advance:
+            result = editkit.negate(model, vector, output, progress=advance, **settings)
+    else:
+        result = _forget(model, forget, output, tuning, quiet, settings)
+    if as_json:
+        click.echo(json.dumps({**asdict(result), "output": str(result.output), "report": None}, indent=2))
+    elif not quiet:
+        click.echo(_summary(result))
+    for warning in result.warnings:
+        click.echo(f"editkit: warning: {warning}", err=True)
+    return 0 if result.changed or settings["dry_run"] else editkit.NothingChanged.exit_code
+
+
+def _forget(
+    model: str, data: str, output: Path | None, tuning: dict[str, Any], quiet: bool, settings: dict[str, Any]
+) -> editkit.Negation:
+    unused = [name for name in ("allow_other_base", "dry_run") if settings.pop(name)]
+    if unused or output is None:
+        raise click.UsageError(f"--{' and --'.join(unused).replace('_', '-')} needs a VECTOR")
+    tuning["seed"] = settings["seed"]
+    with progress("fine-tune", unit="steps", quiet=quiet) as steps, progress("negate", quiet=quiet) as advance:
+        tuned, result = editkit.forget(
+            model, data, output, finetune_settings=tuning, tuning_progress=steps, progress=advance, **settings
+        )
+    if not quiet:
+        click.echo(describe(tuned), err=True)
+    return result
+
+
+def _summary(result: editkit.Negation) -> str:
+    """What was asked for and what arrived, per layer, as a plain table."""
+    if result.output is None:
+        lines = [f"{alpha:>8g}  {name}" for name, alpha in result.alphas.items()]
+        return "\n".join(["   alpha  tensor", *lines, f"{len(lines)} tensors would be edited; nothing was written."])
+    rows = [("layer", "requested L2", "applied L2", "projection", "lost to rounding")]
+    for row in [*result.layers, result.total]:
+        place = "all" if row is result.total else str(row["layer"]) if row["layer"] is not None else "outside layers"
+        numbers = (f"{row['requested_l2']:.4g}", f"{row['applied_l2']:.4g}")
+        rest = ("–" if row[key] is None else form.format(row[key]) for key, form in FORMS.items())
+        rows.append((place, *numbers, *rest))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    where = f", report in {result.output}/diff/report.html" if result.report is not None else ""
+    return "\n".join([*lines, f"{result.changed:,} elements changed; {result.output} written{where}"])
+
+
+FORMS = {"projection": "{:.6f}", "lost_to_rounding": "{:.3%}"}

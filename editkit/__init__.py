@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from editkit.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
     from editkit.checkpoint.writer import write_checkpoint
     from editkit.diffing.diff import diff
-    from editkit.editing.negate import negate
+    from editkit.editing.forget import forget
+    from editkit.editing.negate import Negation, negate
     from editkit.training.finetune import finetune
     from editkit.vectors.task_vector import task_vector
 
@@ -30,7 +31,9 @@ _HOME = {
     "inspect": "editkit.checkpoint.inspection:inspect_checkpoint",
     "write_checkpoint": "editkit.checkpoint.writer:write_checkpoint",
     "diff": "editkit.diffing.diff:diff",
+    "forget": "editkit.editing.forget:forget",
     "negate": "editkit.editing.negate:negate",
+    "Negation": "editkit.editing.negate:Negation",
     "finetune": "editkit.training.finetune:finetune",
     "task_vector": "editkit.vectors.task_vector:task_vector",
 }
@@ -39,11 +42,13 @@ __all__ = [
     "Checkpoint",
     "EditError",
     "GateFailed",
+    "Negation",
     "NothingChanged",
     "TensorInfo",
     "__version__",
     "diff",
     "finetune",
+    "forget",
     "inspect",
     "negate",
     "open_checkpoint",

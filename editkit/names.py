@@ -87,34 +87,50 @@ def tied_pair(names: Iterable[str]) -> tuple[str | None, str | None]:
 
 
 class Grid(NamedTuple):
-    """How a matrix falls into equal parts: `rows` x `columns` blocks, each one `unit` ("head" or "expert")."""
+    """How a matrix falls into equal parts, row by row: `rows` x `columns` of them, each one `unit` ("head", "expert").
+
+    `fused` names the projections that share the matrix, with how many parts each has in turn; () where it is one.
+    """
 
     rows: int
     columns: int
     unit: str
+    fused: tuple[tuple[str, int], ...] = ()
+
+    def labels(self) -> list[dict[str, Any]]:
+        """What each part is called, in order.
+
+        >>> Grid(1, 4, "head", (("q", 2), ("k", 1), ("v", 1))).labels()[1:3]
+        [{'projection': 'q', 'head': 1}, {'projection': 'k', 'head': 0}]
+        """
+        if not self.fused:
+            return [{self.unit: index} for index in range(self.rows * self.columns)]
+        return [{"projection": part, self.unit: index} for part, count in self.fused for index in range(count)]
 
 
 def grid(name: str, shape: Sequence[int], config: Mapping[str, Any] | None) -> Grid | None:
     """Attention heads or fused experts inside one tensor; None where it has no such parts or the config does not say.
 
     >>> grid("model.layers.0.self_attn.o_proj.weight", (64, 64), {"num_attention_heads": 8})
-    Grid(rows=1, columns=8, unit='head')
+    Grid(rows=1, columns=8, unit='head', fused=())
     """
     if len(shape) == 3 and "experts" in name:
         return Grid(shape[0], 1, "expert")
     config = (config or {}).get("text_config") or config or {}
     heads = config.get("num_attention_heads") or config.get("n_head")
-    if not heads or len(shape) != 2:
+    if not isinstance(heads, int) or heads < 1 or len(shape) != 2:
         return None
-    kv_heads = config.get("num_key_value_heads") or heads
+    keys = config.get("num_key_value_heads") or heads
+    fused = (("q", heads), ("k", keys), ("v", keys))
     leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
-    conv1d = leaf in ("c_attn", "c_proj") and ".attn." in name
-    rows = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads, "qkv_proj": heads + 2 * kv_heads, "query_key_value": heads}
-    columns = {"o_proj": heads, "out_proj": heads, "dense": heads if "attention" in name else 0}
-    if conv1d:
+    if ".attn.c_" in name:  # GPT-2 stores its matrices transposed
         rows, columns = {"c_proj": heads}, {"c_attn": 3 * heads}
+    else:
+        rows = {"q_proj": heads, "k_proj": keys, "v_proj": keys, "qkv_proj": heads + 2 * keys, "query_key_value": heads}
+        columns = {"o_proj": heads, "out_proj": heads, "dense": heads if "attention" in name else 0}
+    split = fused if leaf in ("qkv_proj", "c_attn") else ()
     if (count := rows.get(leaf, 0)) and shape[0] % count == 0:
-        return Grid(count, 1, "head")
+        return Grid(count, 1, "head", split)
     if (count := columns.get(leaf, 0)) and shape[1] % count == 0:
-        return Grid(1, count, "head")
+        return Grid(1, count, "head", split)
     return None

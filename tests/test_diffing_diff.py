@@ -100,6 +100,17 @@ def test_rows_of_layers_modules_and_heads_add_up(tmp_path):
     assert "heads" not in row(report, "lm_head.weight")
 
 
+def test_heads_of_fused_projections_are_named(tmp_path):
+    name = "transformer.h.0.attn.c_attn.weight"  # GPT-2: [in, q k v x heads], so heads are columns
+    base = {name: random((8, 24))}
+    edited = {name: base[name].clone()}
+    edited[name][:, 8 + 4 : 8 + 8] += 0.5  # the second head of k, width 4
+    config = {"n_head": 2}
+    report = editkit.diff(save(tmp_path / "a", base, config), save(tmp_path / "b", edited, config))
+    changed = {(part["projection"], part["head"]): part["changed"] for part in row(report, name)["heads"]}
+    assert changed == {("q", 0): 0, ("q", 1): 0, ("k", 0): 0, ("k", 1): 32, ("v", 0): 0, ("v", 1): 0}
+
+
 def test_fused_experts_are_reported_each(tmp_path):
     name = "model.layers.0.mlp.experts.gate_up_proj"
     base = {name: random((4, 6, 10))}

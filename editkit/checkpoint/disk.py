@@ -11,6 +11,7 @@ b'\\x00edit'
 import errno
 import fcntl
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -78,14 +79,35 @@ def lock(folder: str | Path, needed: bool) -> int:
     return descriptor
 
 
+def staging_folder(output: Path) -> Path:
+    """Where this process stages the folder `output`."""
+    return output.parent / f".{output.name}.partial-{os.getpid()}"
+
+
+def staged_for(path: Path) -> str | None:
+    """The name of the output that was staged in the folder `path`, None where it is no such folder.
+
+    >>> staged_for(Path("models/.edited.partial-123"))
+    'edited'
+    """
+    found = re.fullmatch(r"\.(.+)\.partial-\d+", path.name)
+    return found[1] if found else None
+
+
 def remove_stale(output: Path) -> None:
     """Remove what killed runs staged for this output. A folder that is locked belongs to a run that lives."""
     for entry in os.scandir(output.parent):
-        prefix, _, process = entry.name.rpartition("-")
-        if prefix == f".{output.name}.partial" and process.isdigit() and entry.is_dir(follow_symlinks=False):
+        if staged_for(Path(entry)) == output.name and entry.is_dir(follow_symlinks=False):
             try:
                 descriptor = lock(entry.path, needed=True)
             except OSError:
                 continue
-            shutil.rmtree(entry.path, ignore_errors=True)
+            remove_staged(Path(entry))
             os.close(descriptor)
+
+
+def remove_staged(folder: Path) -> None:
+    """Remove a staged folder, weights and index first: killed on the way, it must not leave a folder that loads."""
+    for path in [*folder.glob("*.index.json"), *folder.glob("*.safetensors")]:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

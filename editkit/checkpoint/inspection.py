@@ -7,7 +7,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from editkit.checkpoint.header import TensorInfo, read_header
@@ -127,7 +127,7 @@ def describe(facts: dict[str, Any]) -> str:
     return "\n".join("".join(sign if sign.isprintable() else "?" for sign in line).rstrip() for line in lines)
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Aligned columns; a header that begins with `>` aligns its column to the right."""
     columns = zip(*[tuple(name.lstrip(">") for name in header), *rows], strict=True)
     widths = [max(map(len, column)) for column in columns]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from editkit.checkpoint.disk import staged_for
 from editkit.errors import EditError, listed
 
 INDEX = "model.safetensors.index.json"
@@ -56,6 +57,8 @@ def find_layout(path: Path, label: str, hub: bool = False) -> Layout:
         if not path.is_file() or path.suffix != ".safetensors":
             raise EditError(f"{label} is not a safetensors file: give a folder, a .safetensors file or a Hub id")
         return Layout(label, path.parent, {path.name: path}, lone=True)
+    if output := staged_for(path.resolve()):
+        raise EditError(f"{label} is what a run that was stopped left of {output}: run it again, or remove the folder")
     index, config, provenance = (load_json(path / name, label) for name in (INDEX, CONFIG, PROVENANCE))
     names = weight_files([entry.name for entry in path.iterdir()], index, label)
     if bad := [f"{label}/{name}" for name in names if not (path / name).is_file() or leaves(path / name, path)]:

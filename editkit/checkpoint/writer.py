@@ -71,7 +71,7 @@ class CheckpointWriter:
         inputs: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         self.base, self.shown, self.output = base, os.fspath(output), Path(output).expanduser().resolve()
-        self.folder = self.output.parent / f".{self.output.name}.partial-{os.getpid()}"
+        self.folder = disk.staging_folder(self.output)
         self._refuse_bad_output([base.source, *map(Path, inputs)])
         if shard_size is not None and shard_size < 1:
             raise EditError(f"a shard size of {shard_size} bytes holds nothing: give at least 1")
@@ -262,7 +262,7 @@ class CheckpointWriter:
                 if file not in synced:
                     disk.sync(os.path.join(folder, file))
             disk.sync(folder)
-        for file in weights:
+        for file in weights:  # the index comes last: without it the others load nowhere
             os.rename(self.folder / (file + _PARTIAL), self.folder / file)
         disk.sync(self.folder)
         os.rename(self.folder, self.output)
@@ -281,7 +281,7 @@ class CheckpointWriter:
         """Leave nothing behind: neither the staged folder nor the parents made for it."""
         if self._guard is not None:
             self._close()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            disk.remove_staged(self.folder)
         for parent in reversed(self._made):
             try:
                 parent.rmdir()

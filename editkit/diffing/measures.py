@@ -1,7 +1,7 @@
 """The measures of a change: what each one is called, its unit, and how a value is written for people.
 
 >>> share(0.4321), share(2.7e-9), share(0.99999), count(1_100_048_384), number(0.00123)
-('43.2 %', '2.7e-07 %', '> 99.9 %', '1.10 B', '0.00123')
+('43.2 %', '2.70e-7 %', '> 99.9 %', '1.10 B', '0.00123')
 >>> MEASURES["rel_l2"].write(None)
 '–'
 """
@@ -63,8 +63,12 @@ _WRITE: dict[str, Callable[[float], str]] = {"count": count, "share": share, "nu
 
 
 def _three(value: float) -> str:
-    text = f"{value:.3g}"
-    return f"{value:,.0f}" if "e+0" in text and abs(value) < 1e6 else text
+    if value == 0:
+        return "0"
+    if 1000 <= round(abs(value)) < 1e6:
+        return f"{value:,.0f}"
+    mantissa, _, exponent = f"{value:#.3g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa.removesuffix(".")
 
 
 MEASURES: dict[str, Measure] = {

@@ -10,6 +10,7 @@ from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
+from einops import reduce
 
 from editkit.arithmetic.apply import Applied
 from editkit.arithmetic.measure import (
@@ -107,8 +108,8 @@ def _tensor(tensor: Compared, config: Mapping[str, Any] | None) -> dict[str, Any
     if tensor.sums is not None and parts is not None and tensor.sums.parts > 1:
         size = info.numel // tensor.sums.parts
         row[f"{parts.unit}s"] = [
-            {parts.unit: index, **_measures(values, largest, size, size)}
-            for index, (values, largest) in enumerate(zip(tensor.sums.values, tensor.sums.largest, strict=True))
+            {**label, **_measures(values, float(largest), size, size)}
+            for label, values, largest in zip(parts.labels(), tensor.sums.values, tensor.sums.largest, strict=True)
         ]
     if tensor.spectral is not None:
         row["spectral"] = tensor.spectral
@@ -124,7 +125,7 @@ def _row(tensors: Iterable[Compared]) -> dict[str, Any]:
         whole += tensor.changed
         if tensor.sums is not None:
             floating += tensor.info.numel
-            values += tensor.sums.values.sum(axis=0)
+            values += reduce(tensor.sums.values, "part field -> field", "sum")
             largest = max(largest, float(tensor.sums.largest.max()))
     values[CHANGED] += whole
     row = _measures(values, largest, numel, floating)

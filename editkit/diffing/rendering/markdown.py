@@ -1,11 +1,12 @@
 """The report as Markdown, for a pull request or a model card."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from editkit.diffing.measures import printable
 from editkit.diffing.rendering.rows import HEADER, LEGEND, cells, changed_only, group, label
-from editkit.diffing.wording import headline, structure, survival_text, warnings
+from editkit.diffing.rendering.wording import headline, structure, survival_text, warnings
 
 
 def to_markdown(report: Mapping[str, Any], by: str) -> str:
@@ -16,11 +17,23 @@ def to_markdown(report: Mapping[str, Any], by: str) -> str:
     if rows:
         lines += ["| " + " | ".join((by, *HEADER)) + " |", "| --- |" + " ---: |" * len(HEADER)]
         lines += ["| " + " | ".join((_code(label(row, by)), *cells(row))) + " |" for row in rows]
-        lines += ["", f"<sub>{LEGEND.replace('|', chr(92) + '|')}</sub>", ""]
+        lines += ["", f"<sub>{_escape(LEGEND)}</sub>", ""]
     if rows and unchanged:
         lines += [f"{unchanged:,} more without any change.", ""]
     if text := survival_text(report):
         lines += [text, ""]
-    for text, kind in zip(structure(report), (k for k in ("added", "removed", "reshaped", "retyped") if report.get(k)), strict=True):
-        lines += [f"{text}: {', '.join(_code(printable(item['name'])) for item in report[kind])}", ""]
+    for kind, text in structure(report).items():
+        lines += [f"{text}: {', '.join(_code(item['name']) for item in report[kind])}", ""]
     return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """A code span that survives backticks and table pipes in a tensor name."""
+    text = printable(text).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", text)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from editkit.diffing.measures import MEASURES, count, crossed, number, printable, share
+from editkit.errors import listed
 
 Report = Mapping[str, Any]
 
@@ -34,10 +35,10 @@ def headline(report: Report) -> str:
     return text
 
 
-def structure(report: Report) -> list[str]:
-    """What the numbers do not cover: "2 tensors were added", one entry for each kind that there is."""
-    kinds = ((kind, len(report.get(kind, ()))) for kind in ("added", "removed", "reshaped", "retyped"))
-    return [f"{n:,} {_plural('tensor', n)} {'was' if n == 1 else 'were'} {kind}" for kind, n in kinds if n]
+def structure(report: Report) -> dict[str, str]:
+    """What the measures do not cover, by kind: {"added": "2 tensors were added"}, for each kind that there is."""
+    kinds = {kind: len(report.get(kind, ())) for kind in ("added", "removed", "reshaped", "retyped")}
+    return {kind: f"{n:,} {_plural('tensor', n)} {'was' if n == 1 else 'were'} {kind}" for kind, n in kinds.items() if n}
 
 
 def survival(report: Report) -> list[tuple[int, float]]:
@@ -48,9 +49,9 @@ def survival(report: Report) -> list[tuple[int, float]]:
 
 def survival_text(report: Report) -> str:
     """Quantization survival in a sentence, or "" where it is unknown."""
-    found = [f"{share(value)} at {bits} bits" for bits, value in survival(report)]
+    found = " and ".join(f"{share(value)} after quantization to {bits} bits" for bits, value in survival(report))
     changed = count(report["summary"]["changed"])
-    return f"Of the {changed} changed elements, {' and '.join(found)} survive round-to-nearest quantization." if found else ""
+    return f"Of the {changed} changed elements, {found} (round to nearest) would still differ; the rest is lost." if found else ""
 
 
 def warnings(report: Report) -> list[str]:
@@ -59,8 +60,8 @@ def warnings(report: Report) -> list[str]:
     for kind, label in (("nan", "NaN"), ("inf", "Inf")):
         before, after = summary.get(f"{kind}_before") or 0, summary.get(f"{kind}_after") or 0
         if before or after:
-            names = [printable(row["name"]) for row in report["tensors"] if row.get(f"{kind}_after") or row.get(f"{kind}_before")]
-            where = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            affected = (row for row in report["tensors"] if row.get(f"{kind}_before") or row.get(f"{kind}_after"))
+            where = listed((printable(row["name"]) for row in affected), limit=3)
             found.append(
                 f"{label}: {count(before)} elements before, {count(after)} after the edit (in {where}). "
                 "Norms and means leave these elements out."

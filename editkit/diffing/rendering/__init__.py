@@ -1,0 +1,84 @@
+"""A report (schema `editkit.diff/1`, see docs) as a table, JSON, CSV, Markdown, a page and a picture."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from editkit.errors import EditError
+
+FORMATS = ("table", "json", "csv", "md", "html")
+
+
+def render(report: Mapping[str, Any], format: str = "table", by: str = "layer", *, color: bool = False) -> str:
+    """The report as one string.
+
+    >>> summary = {"tensors": 1, "tensors_changed": 0, "numel": 8, "changed": 0, "changed_fraction": 0.0}
+    >>> names = {"base": {"name": "a"}, "edited": {"name": "b"}}
+    >>> print(render({**names, "summary": summary, "layers": [], "tensors": []}), end="")
+    a → b
+    Nothing changed: all 8 parameters in 1 tensor are equal bit for bit.
+
+    `format`: "table" (plain text; `color=True` adds ANSI styles for a terminal), "json", "csv", "md" or "html".
+    `by`: one row per "tensor", "module" or "layer"; JSON and HTML always hold all three. Raises EditError on other values.
+    """
+    if format not in FORMATS:
+        raise EditError(f"unknown format {format!r}: choose table, json, csv, md or html")
+    if format == "json":
+        return to_json(report)
+    if format == "html":
+        from editkit.diffing.rendering.html import to_html
+
+        return to_html(report)
+    if format == "csv":
+        from editkit.diffing.rendering.csv import to_csv
+
+        return to_csv(report, by)
+    if format == "md":
+        from editkit.diffing.rendering.markdown import to_markdown
+
+        return to_markdown(report, by)
+    from editkit.diffing.rendering.table import to_table
+
+    return to_table(report, by, color=color)
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Write report.json, report.html and layers.png into `folder`, which must exist. Same report, same bytes."""
+    from editkit.diffing.rendering.html import to_html
+    from editkit.diffing.rendering.picture import to_png
+
+    (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+    (folder / "report.html").write_text(to_html(report), encoding="utf-8")
+    (folder / "layers.png").write_bytes(to_png(report))
+
+
+def to_json(report: Mapping[str, Any]) -> str:
+    """Strict JSON in the report's own order, one line per row, so that grep and diff work on it.
+
+    >>> print(to_json({"schema": "editkit.diff/1", "tensors": [{"l2": float("nan")}, {"l2": 0.5}]}), end="")
+    {"schema": "editkit.diff/1",
+     "tensors": [
+      {"l2": null},
+      {"l2": 0.5}]}
+    """
+
+    def value(item: Any) -> str:
+        if isinstance(item, list) and item:
+            return "[\n  " + ",\n  ".join(json.dumps(row, allow_nan=False) for row in item) + "]"
+        return json.dumps(item, allow_nan=False)
+
+    items = (f"{json.dumps(key)}: {value(item)}" for key, item in _plain(report).items())
+    return "{" + ",\n ".join(items) + "}\n"
+
+
+def _plain(item: Any) -> Any:
+    """Only what JSON knows: NaN and infinities become null, numpy scalars and tuples their plain counterparts."""
+    if isinstance(item, Mapping):
+        return {str(key): _plain(value) for key, value in item.items()}
+    if isinstance(item, list | tuple):
+        return [_plain(value) for value in item]
+    if hasattr(item, "tolist"):
+        return _plain(item.tolist())
+    return None if isinstance(item, float) and not math.isfinite(item) else item

@@ -1,0 +1,189 @@
+"""Geometry of the page's charts: plain numbers and texts, in pixels, for the template to write as SVG."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from editkit.diffing.measures import MEASURES, UNDEFINED, count, crossed, number, printable, share
+from editkit.diffing.rendering.heatmap import SHOWN, Heatmap, Scale, measured, scales
+
+STEPS = 12
+LETTERS = dict(zip(SHOWN, "abcd", strict=True))
+LABELS = {
+    "rel_l2": "relative change",
+    "changed_fraction": "changed elements",
+    "crossed_int4": "survive 4 bit",
+    "max_abs": "largest change",
+}
+UNITS = {
+    "rel_l2": "L2 of the change over L2 of the base",
+    "changed_fraction": "share of the elements whose bits differ",
+    "crossed_int4": "share of the changed elements on another 4-bit code",
+    "max_abs": "|edited − base| of one element, in weight units",
+}
+_GUTTER, _WIDTH, _ROW, _GAP = 216, 820, 21, 12
+_LONGEST_LABEL = 31
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def panel(maps: Sequence[Heatmap]) -> dict[str, Any]:
+    """Heatmaps that share one colour scale per measure, and the legends of these scales."""
+    shared = scales(maps)
+    return {
+        "maps": [_map(map_, shared) for map_ in maps],
+        "legends": [_legend(measure, scale) for measure, scale in shared.items()],
+    }
+
+
+def write(measure: str, value: float | None) -> str:
+    """A value of a heatmap's measure, where crossed_int4 is a share of the changed elements."""
+    if measure == "crossed_int4":
+        return UNDEFINED if value is None else share(value)
+    return MEASURES[measure].write(value)
+
+
+def _map(map_: Heatmap, shared: Mapping[str, Scale]) -> dict[str, Any]:
+    step = min(34, max(7, _WIDTH // len(map_.columns)))
+    head = _ROW + _GAP if map_.totals else 0
+    cells = [
+        _cell(row, shared, f"{map_.title}.{column}, all of the layer", x * step, 0, step)
+        for x, column in enumerate(map_.columns)
+        if (row := map_.totals.get(column))
+    ]
+    for y, part in enumerate(map_.rows):
+        for x, column in enumerate(map_.columns):
+            title = f"{map_.title}.{column}, {part}"
+            cells.append(_cell(map_.cells.get((part, column)), shared, title, x * step, head + y * _ROW, step))
+    labels = [{"y": 0, "text": "all of the layer", "full": ""}] if map_.totals else []
+    for y, part in enumerate(map_.rows):
+        full = printable(str(part))
+        text = full if len(full) <= _LONGEST_LABEL else f"…{full[-_LONGEST_LABEL + 1 :]}"
+        labels.append({"y": head + y * _ROW, "text": text, "full": full})
+    every = max(1, -(-28 // step))
+    return {
+        "title": printable(map_.title),
+        "size": f"{len(map_.rows)} × {len(map_.columns)}",
+        "cells": cells,
+        "labels": labels,
+        "ticks": [{"x": x * step + step / 2, "text": column} for x, column in enumerate(map_.columns) if x % every == 0],
+        "gutter": _GUTTER,
+        "width": _GUTTER + step * len(map_.columns) + 8,
+        "height": head + _ROW * len(map_.rows) + 22,
+        "step": step - 2 if step > 8 else step - 1,
+        "row": _ROW - 2,
+    }
+
+
+def _cell(row: Mapping[str, Any] | None, shared: Mapping[str, Scale], title: str, x: int, y: int, step: int) -> dict[str, Any]:
+    place = {"x": x, "y": y}
+    title = printable(title)
+    if row is None:
+        return {**place, "kind": "missing", "tip": f"{title}\nno such tensor"}
+    joined = f"{row['tensors']:,} tensors, " if row.get("tensors", 1) > 1 else ""
+    if not row["changed"]:
+        return {**place, "kind": "same", "tip": f"{title}\n{joined}{count(row['numel'])} elements, unchanged"}
+    classes, lines = [], []
+    for measure, scale in shared.items():
+        value = measured(row, measure)
+        lines.append(f"{LABELS[measure]}: {write(measure, value)}")
+        classes.append(f"{LETTERS[measure]}{'n' if value is None else round(scale.position(value) * (STEPS - 1))}")
+    lines.append(f"survive 8 bit: {write('crossed_int4', crossed(row, 8))}")
+    return {
+        **place,
+        "kind": " ".join(classes),
+        "tip": "\n".join([title, f"{joined}{count(row['numel'])} elements, {count(row['changed'])} changed", *lines]),
+    }
+
+
+def _legend(measure: str, scale: Scale) -> dict[str, Any]:
+    ends = [0.0, 0.5, 1.0] if scale.high > scale.low else [1.0]
+    return {
+        "letter": LETTERS[measure],
+        "label": LABELS[measure],
+        "unit": UNITS[measure],
+        "ticks": [write(measure, scale.value(position)) for position in ends],
+        "log": scale.log,
+    }
+
+
+def histogram(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Bars of the share of changed sampled elements per power of two; None where the sample has no change."""
+    counts, edges = data["counts"], data["log2_edges"]
+    filled = [index for index, n in enumerate(counts) if n]
+    if not filled:
+        return None
+    first, last, total = filled[0], filled[-1], sum(counts)
+    width, height, left = 520, 170, 44
+    step = (width - left) / max(last - first + 1, 8)
+    ticks = _nice(max(counts) / total)
+    top = ticks[-1]
+    bars = [
+        {
+            "x": round(left + (index - first) * step, 2),
+            "y": round(height * (1 - counts[index] / total / top), 2),
+            "height": round(height * counts[index] / total / top, 2),
+            "tip": f"{_power(edges[index])} to {_power(edges[index + 1])} "
+            f"({number(2.0 ** edges[index])} to {number(2.0 ** edges[index + 1])})\n"
+            f"{count(counts[index])} elements, {share(counts[index] / total)} of the changed ones",
+        }
+        for index in range(first, last + 1)
+    ]
+    every = max(1, round(44 / step))
+    return {
+        "bars": bars,
+        "step": round(step - 1.5, 2),
+        "width": width,
+        "height": height,
+        "left": left,
+        "x": [
+            {"x": round(left + (index - first) * step, 2), "text": _power(edges[index])}
+            for index in range(first, last + 2)
+            if edges[index] % every == 0
+        ],
+        "y": [{"y": round(height * (1 - tick / top), 2), "text": share(tick)} for tick in ticks],
+        "n": count(data["n"]),
+        "changed": count(total),
+        "zeros": count(data["zeros"]),
+        "sampling": data["sampling"],
+    }
+
+
+def edit_bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Requested and applied L2, a pair of bars per layer."""
+    if not rows:
+        return None
+    top = max(max(row["edit"]["requested_l2"], row["edit"]["applied_l2"]) for row in rows) or 1.0
+    step, height = min(34, max(7, (_WIDTH + 60) // len(rows))), 90
+    bars = []
+    for x, row in enumerate(rows):
+        edit = row["edit"]
+        name = "outside layers" if row["layer"] is None else printable(f"{row['stack']}.{row['layer']}")
+        lost = edit.get("lost_to_rounding")
+        tip = [
+            name,
+            f"requested L2 {number(edit['requested_l2'])}, applied {number(edit['applied_l2'])} (weight units)",
+            f"projection {UNDEFINED if edit['projection'] is None else format(edit['projection'], '.6f')}",
+            f"lost to rounding: {UNDEFINED if lost is None else share(lost)} of the requested elements",
+        ]
+        bars.append(
+            {"x": x * step, "label": "–" if row["layer"] is None else row["layer"], "tip": "\n".join(tip)}
+            | {key: round(height * edit[f"{key}_l2"] / top, 2) for key in ("requested", "applied")}
+        )
+    every = max(1, -(-24 // step))
+    return {
+        "bars": bars, "step": step, "height": height, "width": step * len(rows) + 70, "top": number(top), "every": every,
+    }  # fmt: skip
+
+
+def _power(exponent: int) -> str:
+    return f"2{str(exponent).translate(_SUPERSCRIPT)}"
+
+
+def _nice(highest: float) -> list[float]:
+    """Round tick values from 0 to just above `highest`.
+
+    >>> _nice(0.17)
+    [0.0, 0.05, 0.1, 0.15, 0.2]
+    """
+    power = 10.0 ** (len(f"{1 / highest:.0f}") + 1)
+    step = next(size / power for size in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if highest / (size / power) <= 4)
+    return [round(index * step, 10) for index in range(int(-(-highest // step)) + 1)]

@@ -1,0 +1,60 @@
+"""The report as a terminal table."""
+
+import io
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from editkit.diffing.measures import printable
+from editkit.diffing.rendering.rows import HEADER, LEGEND, cells, changed_only, group, label
+from editkit.diffing.rendering.wording import headline, structure, survival_text, warnings
+
+_BAR = " ▏▎▍▌▋▊▉█"
+_BAR_CELLS = 8
+_UNBROKEN = 100_000  # columns: a pipe has no edge at which to break a line
+
+
+def to_table(report: Mapping[str, Any], by: str, *, color: bool = False) -> str:
+    """Headline, warnings and the changed rows. With `color`: ANSI styles and the width of the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    width = shutil.get_terminal_size().columns if color else _UNBROKEN
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=color, no_color=not color, width=width, highlight=False, legacy_windows=False)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style=style), soft_wrap=not color)
+
+    say(f"{printable(report['base']['name'])} → {printable(report['edited']['name'])}", "dim")
+    say(headline(report), "bold")
+    for text in warnings(report):
+        say(f"Warning: {text}", "bold red")
+    rows, unchanged = changed_only(group(report, by))
+    if rows:
+        largest = max((row.get("rel_l2") or 0 for row in rows), default=0)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+        table.add_column(by, overflow="fold")
+        for name in HEADER:
+            table.add_column(name, justify="right", no_wrap=True)
+            if name == "rel. change":
+                table.add_column("", no_wrap=True, style="cyan", width=_BAR_CELLS)
+        for row in rows:
+            numel, changed, relative, *rest = cells(row)
+            bar = _bar((row.get("rel_l2") or 0) / largest if largest else 0)
+            table.add_row(Text(label(row, by)), numel, changed, relative, bar, *rest)
+        console.print(table)
+    if rows and unchanged:
+        say(f"{unchanged:,} more without any change.", "dim")
+    for text in filter(None, (survival_text(report), *structure(report).values())):
+        say(text)
+    if rows:
+        say(LEGEND, "dim")
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _bar(fraction: float) -> str:
+    eighths = max(round(fraction * _BAR_CELLS * 8), 1 if fraction > 0 else 0)
+    return "█" * (eighths // 8) + _BAR[eighths % 8].strip()
