@@ -12,7 +12,7 @@ BEGIN, END = "<!-- commands: written by `make readme` -->\n", "<!-- /commands --
 
 def reference() -> str:
     """A table of the commands, then the help of each."""
-    parent = click.Context(main, info_name="editkit", terminal_width=100, color=False)
+    parent = click.Context(main, info_name="editkit", terminal_width=100, **main.context_settings)
     rows, helps = [], []
     for name in main.list_commands(parent):
         command = main.get_command(parent, name)

@@ -110,6 +110,7 @@ def llama(layers=22, *, edited=True, seed=0):
                 row["heads"] = [
                     {"head": head, "numel": numel // count, "changed": changed // count, "l2": row["l2"] / math.sqrt(count) * factor}
                     | {"changed_fraction": changed / numel, "rel_l2": row["rel_l2"] * factor, "max_abs": row["max_abs"] * factor}
+                    | {key: int(row[key] / count * min(factor, 2)) for key in ("crossed_int8", "crossed_int4")}
                     for head in range(count)
                     for factor in [dice.lognormvariate(0, 0.4)]
                 ]  # fmt: skip
@@ -124,6 +125,10 @@ def llama(layers=22, *, edited=True, seed=0):
     changed = made["summary"]["changed"]
     made["summary"]["rel_l2"] = made["summary"]["l2"] / (0.02 * math.sqrt(made["summary"]["numel"]))
     for row in made["layers"]:
+        asked = [other["edit"] for other in rows if other["layer"] == row["layer"] and "edit" in other]
+        if asked:
+            norms = {key: math.sqrt(sum(one[key] ** 2 for one in asked)) for key in ("requested_l2", "applied_l2")}
+            row["edit"] = {"alpha": 1.0, **norms, "projection": -0.998, "lost_to_rounding": 0.117}
         row["rel_l2"] = row["l2"] / (0.02 * math.sqrt(row["numel"]))
     bins = [round(changed / 16 * math.exp(-(((x + 13.5) / 2.4) ** 2)) / 4.25) for x in range(-64, 32)]
     zeros = (made["summary"]["numel"] - changed) // 16

@@ -35,12 +35,12 @@ def test_encoding_rounds_as_torch(dtype):
     assert torch.from_numpy(encode(np.float32([np.nan]), dtype)).view(getattr(torch, name)).double().isnan()
 
 
-@pytest.mark.parametrize("dtype,spacing", [("BF16", 2.0**-7), ("F16", 2.0**-10), ("F8_E4M3", 2.0**-3)])
-def test_float64_is_rounded_once(dtype, spacing):
-    # A hair above the middle of 1 and its neighbour: through float32 it becomes the middle, and ties go to 1.
-    value = np.array([1 + spacing / 2 + 2.0**-40, 1 + spacing / 2 - 2.0**-40])
-    stored = decode(encode(value, dtype), dtype, np.empty(2))
-    assert stored.tolist() == [1 + spacing, 1.0]
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F8_E4M3", "F32"])
+def test_float64_is_encoded_as_in_torch(dtype):
+    values = np.random.default_rng(5).standard_normal(100_000) * 0.1
+    values[:64] = 1 + np.arange(64) / 2**12 + 2.0**-40
+    expected = torch.from_numpy(values).to(getattr(torch, DTYPES[dtype].torch)).view(torch.uint8).numpy()
+    np.testing.assert_array_equal(encode(values, dtype), expected)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F8_E4M3", "F32"])
@@ -122,15 +122,24 @@ def test_row_of_zeros_has_no_quantization_grid():
     assert sums.values[0, INT8] == 0 and sums.values[0, CHANGED] == 4
 
 
-@pytest.mark.parametrize("precision", [np.float32, np.float64])
-def test_subtract_rounds_twice_as_written(precision):
+def test_subtract_in_float64_is_numpy_bit_for_bit():
     rng = np.random.default_rng(3)
-    base, tau = (rng.standard_normal((5, 1000)).astype(precision) for _ in range(2))
-    alpha = 0.7
-    edited = subtract(base, tau, alpha, np.empty_like(base))
-    np.testing.assert_array_equal(edited, base - precision(alpha) * tau)
+    base, tau = (rng.standard_normal((5, 1000)) for _ in range(2))
+    edited = subtract(base, tau, 0.7, np.empty_like(base))
+    np.testing.assert_array_equal(edited, base - 0.7 * tau)
     sums = project(base, edited, tau)
-    assert sums[DELTA_TAU] / sums[TAU_TAU] == pytest.approx(-alpha, rel=1e-6)
+    assert sums[DELTA_TAU] / sums[TAU_TAU] == pytest.approx(-0.7, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_subtract_for_16_bits_equals_torch_in_float64_also_where_it_cancels(dtype):
+    rng = np.random.default_rng(4)
+    base = torch.from_numpy(rng.standard_normal(200_000)).to(HALVES[dtype])
+    tau = torch.from_numpy(rng.standard_normal(200_000)).to(HALVES[dtype])
+    tau[:1000] = base[:1000] / 0.7  # base - 0.7 * tau is almost nothing
+    edited = subtract(base.float().numpy(), tau.float().numpy(), 0.7, np.empty(200_000, np.float32))
+    want = (base.double() - 0.7 * tau.double()).to(HALVES[dtype])
+    assert encode(edited, dtype).tobytes() == want.view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -1.0])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,6 +103,12 @@ def test_text_cannot_control_the_terminal(folder):
     (folder / "config.json").write_text(json.dumps({"architectures": ["\x1b[2J"], "model_type": 3}))
     (folder / "editkit.json").write_text(json.dumps({"command": "\x07", "inputs": 3}))
     assert all(line.isprintable() for line in describe(editkit.inspect(folder)).splitlines())
+
+
+def test_local_checkpoints_are_inspected_without_heavy_imports(folder):
+    script = "import sys, editkit, editkit.checkpoint.writer; editkit.inspect(sys.argv[1]); print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script, str(folder)], check=True, capture_output=True, text=True)
+    assert not {"torch", "transformers", "peft", "safetensors", "huggingface_hub", "rich"} & set(run.stdout.split())
 
 
 def test_command(folder):

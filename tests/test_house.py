@@ -1,6 +1,7 @@
 """The house rules: who may import whom, what a library never does, and that the documents say what the code does."""
 
 import ast
+import itertools
 import re
 import shlex
 import subprocess
@@ -143,9 +144,11 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert seconds("-m", "editkit_cli", "--help") < 3 * seconds("-c", "import click") + 0.1
 
 
+GROUP = click.Context(main, info_name="editkit", **main.context_settings)
+
+
 def commands() -> dict[str, click.Command]:
-    context = click.Context(main, info_name="editkit")
-    found = {name: main.get_command(context, name) for name in COMMANDS}
+    found = {name: main.get_command(GROUP, name) for name in COMMANDS}
     return {name: command for name, command in found.items() if command is not None}
 
 
@@ -160,10 +163,10 @@ def test_commands_are_documented(name):
 
 def parse(line: str) -> None:
     """Let click read a command line, without running it."""
-    words = shlex.split(re.split(r" [|>] | && ", line)[0], comments=True)
+    words = list(itertools.takewhile(lambda word: word not in ("|", ">", "&&"), shlex.split(line, comments=True)))
     words = words[1:] if words[0] == "editkit" else words
     if words[0] in commands():
-        commands()[words[0]].make_context(words[0], words[1:])
+        commands()[words[0]].make_context(words[0], words[1:], parent=GROUP)
     else:
         assert words[0] in ("--help", "--version"), line
 

@@ -27,17 +27,16 @@ def cast(source: Path, target: Path, dtype: torch.dtype, shift: float = 0.0) -> 
     return target
 
 
-def law(base: Path, tuned: Path, edited: Path, alpha: float) -> tuple[int, int, int]:
-    """Elements that are not base - alpha * (tuned - base) in float64 rounded once; all elements; largest distance in steps."""
-    wrong = total = largest = 0
+def law(base: Path, tuned: Path, edited: Path, alpha: float) -> int:
+    """Elements whose bits are not those of base - alpha * (tuned - base), computed and rounded by torch from float64."""
     before, after, found = (load_file(folder / "model.safetensors") for folder in (base, tuned, edited))
     assert list(found) == list(before)
+    wrong = 0
     for name, tensor in found.items():
         want = (before[name].double() - alpha * (after[name].double() - before[name].double())).to(tensor.dtype)
         whole = {4: torch.int32, 2: torch.int16}[tensor.element_size()]
-        steps = (want.view(whole).long() - tensor.view(whole).long()).abs()
-        wrong, total, largest = wrong + int((steps > 0).sum()), total + steps.numel(), max(largest, int(steps.max()))
-    return wrong, total, largest
+        wrong += int((want.view(whole) != tensor.view(whole)).sum())
+    return wrong
 
 
 def generates(folder: Path, prompt: str) -> str:
@@ -61,8 +60,7 @@ def test_negation_law_and_generation(tmp_path, name, dtype):
         else cast(source, tmp_path / "tuned", FLOATS[dtype], shift=0.05)
     )
     result = editkit.negate(base, tuned, tmp_path / "edited", alpha=0.7)
-    wrong, total, largest = law(base, tuned, tmp_path / "edited", 0.7)
-    assert largest <= 1 and (wrong == 0 if dtype == "float32" else wrong / total <= 1e-4), f"{wrong} of {total}"
+    assert law(base, tuned, tmp_path / "edited", 0.7) == 0
     assert result.total["projection"] == pytest.approx(-0.7, rel=1e-2)
     assert len(generates(tmp_path / "edited", "Once upon a time")) > len("Once upon a time")
     same = editkit.negate(base, tuned, tmp_path / "zero", alpha=0.0, report=False)

@@ -73,8 +73,9 @@ class Applied:
 
 
 def subtract(base: np.ndarray, tau: np.ndarray, alpha: float, out: np.ndarray) -> np.ndarray:
-    """base - alpha * tau into `out`; all arrays of one shape and of one dtype, float32 or float64."""
-    _subtract(base.reshape(-1), tau.reshape(-1), base.dtype.type(alpha), out.reshape(-1))
+    """base - alpha * tau, computed in float64, into `out`; all arrays of one shape and one dtype, float32 or float64."""
+    kernel = _subtract32 if base.dtype == np.float32 else _subtract64
+    kernel(base.reshape(-1), tau.reshape(-1), float(alpha), out.reshape(-1))
     return out
 
 
@@ -88,11 +89,22 @@ def project(base: np.ndarray, edited: np.ndarray, tau: np.ndarray) -> np.ndarray
     return sums
 
 
-@njit(cache=True, nogil=True)  # no fastmath: two roundings, as written, so that fp64 numpy gives the same bits
-def _subtract(base, tau, alpha, out):
+# No fastmath in these two: two roundings, as written, so that numpy in float64 gives the same bits. A value that equals
+# the base keeps the base's bits: -0.0 stays -0.0 where nothing is subtracted.
+
+
+@njit(cache=True, nogil=True)
+def _subtract32(base, tau, alpha, out):
+    for i in range(base.size):
+        value = np.float32(np.float64(base[i]) - alpha * np.float64(tau[i]))
+        out[i] = base[i] if value == base[i] else value
+
+
+@njit(cache=True, nogil=True)
+def _subtract64(base, tau, alpha, out):
     for i in range(base.size):
         value = base[i] - alpha * tau[i]
-        out[i] = base[i] if value == base[i] else value  # -0.0 stays -0.0 where nothing is subtracted
+        out[i] = base[i] if value == base[i] else value
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})

@@ -38,13 +38,17 @@ def decode(raw: np.ndarray, dtype: str, out: np.ndarray) -> np.ndarray:
 
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:
-    """The bytes (uint8) of `values` rounded once to `dtype`. Overflow becomes Inf (NaN in F8_E4M3), as in torch."""
+    """The bytes (uint8) of `values` in `dtype`, bit for bit as torch converts them; overflow becomes Inf (NaN in F8_E4M3).
+
+    float64 goes to 16 and 8 bits through float32, as in torch. Where a value lies within 1e-8 of the middle of two
+    neighbours, that may give the other one than a single rounding would.
+    """
     flat = values.reshape(-1)
     if dtype in _NUMPY:
         with np.errstate(over="ignore"):
             return flat.astype(_NUMPY[dtype]).view(np.uint8)
-    if flat.dtype == np.float64:
-        flat = _rounded_to_odd(flat)
+    with np.errstate(over="ignore"):
+        flat = flat.astype(np.float32, copy=False)
     if dtype in _FP8:
         import torch
 
@@ -62,16 +66,6 @@ def round_stochastically(values: np.ndarray, dtype: str, key: int, first: int) -
     """
     mantissa, smallest = _MANTISSA[dtype]
     _round_stochastically(values.reshape(-1), mantissa, smallest, np.uint64(key), np.uint64(first))
-
-
-def _rounded_to_odd(values: np.ndarray) -> np.ndarray:
-    # Narrowing through float32 would round twice; "round to odd" keeps enough for the second rounding to be the only one.
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
-    inexact = (narrow != values) & np.isfinite(narrow)
-    bits = narrow.view(np.int32)
-    toward_zero = bits - ((np.abs(narrow) > np.abs(values)) & inexact)
-    return np.where(inexact, toward_zero | 1, bits).astype(np.int32).view(np.float32)
 
 
 @njit(cache=True, nogil=True)

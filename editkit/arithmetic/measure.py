@@ -54,11 +54,12 @@ class Sums:
         width = base.shape[1] // column_parts
         kernel(base, edited, first_row, rows_per_part, width, self.values, self.largest, self.histogram)
 
-    def merge(self, other: "Sums") -> None:
-        """Add the sums of another block of the same tensor."""
+    def merge(self, other: "Sums") -> "Sums":
+        """Add the sums of another block of the same tensor; returns itself."""
         self.values += other.values
         self.histogram += other.histogram
         np.maximum(self.largest, other.largest, out=self.largest)
+        return self
 
 
 @njit(inline="always")

@@ -9,7 +9,7 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -87,8 +87,13 @@ def default_threads() -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None) -> Iterator[Result]:
-    """Results of `function` in the order of `items`, computed by `threads` threads with few items in flight."""
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int | None
+) -> Generator[Result, None, None]:
+    """Results of `function` in the order of `items`, computed by `threads` threads with few items in flight.
+
+    Use it under `contextlib.closing`: closing it waits for the threads, also after an exception.
+    """
     threads = threads or default_threads()
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads, "editkit")

@@ -64,12 +64,12 @@ def sync(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def lock(folder: str | Path, needed: bool) -> int:
-    """Lock a folder for as long as the returned descriptor is open; a killed process loses its locks.
+def lock(path: str | Path, needed: bool) -> int:
+    """Lock a folder or file for as long as the returned descriptor is open; a killed process loses its locks.
 
     Raises OSError where another holds it and, if `needed`, where the file system has no locks.
     """
-    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -95,14 +95,17 @@ def staged_for(path: Path) -> str | None:
 
 
 def remove_stale(output: Path) -> None:
-    """Remove what killed runs staged for this output. A folder that is locked belongs to a run that lives."""
+    """Remove the folders or files that killed runs staged for this output. One that is locked belongs to a run that lives."""
     for entry in os.scandir(output.parent):
-        if staged_for(Path(entry)) == output.name and entry.is_dir(follow_symlinks=False):
+        if staged_for(Path(entry)) == output.name and not entry.is_symlink():
             try:
                 descriptor = lock(entry.path, needed=True)
             except OSError:
                 continue
-            remove_staged(Path(entry))
+            if entry.is_dir():
+                remove_staged(Path(entry))
+            else:
+                os.unlink(entry)
             os.close(descriptor)
 
 

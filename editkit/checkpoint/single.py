@@ -1,13 +1,13 @@
 """Writing one new safetensors file, such as a task vector: it is there whole or not at all."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from editkit.arithmetic.dtypes import DTYPES
-from editkit.checkpoint.disk import FULL, allocate, sync, write_at
+from editkit.checkpoint.disk import FULL, allocate, lock, remove_stale, sync, write_at
 from editkit.checkpoint.header import encode
 from editkit.errors import EditError
 
@@ -33,9 +33,9 @@ class SingleFileWriter:
 
     def __enter__(self) -> "SingleFileWriter":
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        for stale in self.output.parent.glob(f".{self.output.name}.partial-*"):
-            stale.unlink()
-        self._descriptor = os.open(self._staged, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        remove_stale(self.output)
+        self._descriptor = os.open(self._staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        self._guard = lock(self._staged, needed=False)
         try:
             self._guarded(allocate, self._descriptor, self._size)
             self._guarded(write_at, self._descriptor, memoryview(self._header), 0)
@@ -45,23 +45,24 @@ class SingleFileWriter:
         return self
 
     def write(self, name: str, first_byte: int, data: np.ndarray) -> None:
-        """Write `data` (contiguous) at byte `first_byte` of a tensor. Threads may call it at once."""
-        self._guarded(write_at, self._descriptor, memoryview(data).cast("B"), self._start[name] + first_byte)
+        """Write `data` (uint8, contiguous) at byte `first_byte` of a tensor. Threads may call it at once."""
+        self._guarded(write_at, self._descriptor, memoryview(data), self._start[name] + first_byte)
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
+        try:
+            if kind is None:
+                self._guarded(os.fsync, self._descriptor)
+                os.rename(self._staged, self.output)
+                sync(self.output.parent)
+        finally:
             self._abandon()
-            return
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
-        os.rename(self._staged, self.output)
-        sync(self.output.parent)
 
     def _abandon(self) -> None:
         os.close(self._descriptor)
-        self._staged.unlink(missing_ok=True)
+        os.close(self._guard)
+        self._staged.unlink(missing_ok=True)  # not there any more where it was renamed
 
-    def _guarded(self, function, *arguments) -> None:  # type: ignore[no-untyped-def]
+    def _guarded(self, function: Callable[..., object], *arguments: object) -> None:
         try:
             function(*arguments)
         except OSError as error:

@@ -90,7 +90,7 @@ class CheckpointWriter:
         self._descriptors: dict[str, int] = {}
         self._made: list[Path] = []
         self._guard: int | None = None
-        self._pool = ThreadPoolExecutor(1, "editkit-writer")
+        self._pool = ThreadPoolExecutor(2, "editkit-writer")  # one copies while one waits for the disk
         self._done = False
 
     # -- what the caller does

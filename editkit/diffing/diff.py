@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -105,17 +106,16 @@ def _compare_tensors(
         sums.add(before, after, first_row=block.first, **parts)
         return block, sums
 
-    for block, result in ordered_map(measure, (block for info in infos for block in blocks(info)), threads):
-        tensor = compared[block.info.name]
-        if isinstance(result, int):
-            tensor.changed += result
-        elif tensor.sums is None:
-            tensor.sums = result
-        else:
-            tensor.sums.merge(result)
-        done += block.nbytes + block.shape[0] * block.shape[1] * new.tensors[block.info.name].item.bytes
-        if progress:
-            progress(done, total)
+    with closing(ordered_map(measure, (block for info in infos for block in blocks(info)), threads)) as results:
+        for block, result in results:
+            tensor = compared[block.info.name]
+            if isinstance(result, int):
+                tensor.changed += result
+            else:
+                tensor.sums = result if tensor.sums is None else tensor.sums.merge(result)
+            done += block.nbytes + block.shape[0] * block.shape[1] * new.tensors[block.info.name].item.bytes
+            if progress:
+                progress(done, total)
     return list(compared.values())
 
 

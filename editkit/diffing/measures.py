@@ -76,7 +76,7 @@ MEASURES: dict[str, Measure] = {
     for measure in (
         Measure("numel", "elements", "elements", "count", "elements compared"),
         Measure("changed", "changed", "elements", "count", "elements whose bits differ"),
-        Measure("changed_fraction", "changed", "% of elements", "share", "share of the elements whose bits differ"),
+        Measure("changed_fraction", "share changed", "% of elements", "share", "share of the elements whose bits differ"),
         Measure("l2", "L2 of change", "weight units", "number", "Euclidean norm of edited - base"),
         Measure("rel_l2", "relative change", "% of base L2", "share", "L2 of the change over L2 of the base"),
         Measure("max_abs", "largest change", "weight units", "number", "largest |edited - base| of any element"),

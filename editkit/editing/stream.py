@@ -1,6 +1,7 @@
 """The one pass of an edit: read a block, change it, write it and measure it while it is still in the cache."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -57,19 +58,17 @@ def run(
         return block, sums, applied
 
     total, done = sum(info.nbytes for info in base.tensors.values()), 0
-    for block, sums, applied in ordered_map(work, _plan(base, edit, writer, measure), threads):
-        tensor = compared[block.info.name]
-        if sums is not None:
-            if tensor.sums is None:
-                tensor.sums = sums
-            else:
-                tensor.sums.merge(sums)
-        if applied is not None:
-            part = Applied(edit.alphas[block.info.name], applied)
-            tensor.applied = part if tensor.applied is None else Applied.total([tensor.applied, part])
-        done += block.nbytes
-        if progress:
-            progress(done, total)
+    with closing(ordered_map(work, _plan(base, edit, writer, measure), threads)) as results:
+        for block, sums, applied in results:
+            tensor = compared[block.info.name]
+            if sums is not None:
+                tensor.sums = sums if tensor.sums is None else tensor.sums.merge(sums)
+            if applied is not None:
+                part = Applied(edit.alphas[block.info.name], applied)
+                tensor.applied = part if tensor.applied is None else Applied.total([tensor.applied, part])
+            done += block.nbytes
+            if progress:
+                progress(done, total)
     return list(compared.values())
 
 

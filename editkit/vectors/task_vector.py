@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,8 @@ def _save(
         writer.write(block.info.name, block.first * block.info.columns * width, saved)
         return block
 
-    for block in ordered_map(work, (block for info in infos for block in blocks(info)), threads):
-        done += block.nbytes
-        if progress:
-            progress(done, total)
+    with closing(ordered_map(work, (block for info in infos for block in blocks(info)), threads)) as results:
+        for block in results:
+            done += block.nbytes
+            if progress:
+                progress(done, total)

@@ -1,12 +1,15 @@
 """Geometry of the page's charts: plain numbers and texts, in pixels, for the template to write as SVG."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from editkit.diffing.measures import MEASURES, UNDEFINED, count, crossed, number, printable, share
-from editkit.diffing.rendering.heatmap import SHOWN, Heatmap, Scale, measured, scales
+from editkit.diffing.rendering.heatmap import MAXIMA, SHOWN, Heatmap, Scale, measured, scales
 
-STEPS = 12
+PALETTE = tuple("#dbe9b7 #bbdba5 #98cd9b #6fbf9c #51ad9e #399a9f #34849d #376e98 #3b588f #3c4380 #3a2f6f #361a5c".split())
+"""Little change to much, in even steps of lightness, so that it reads without colour vision and in grey."""
+STEPS = len(PALETTE)
 LETTERS = dict(zip(SHOWN, "abcd", strict=True))
 LABELS = {
     "rel_l2": "relative change",
@@ -21,6 +24,7 @@ UNITS = {
     "max_abs": "|edited − base| of one element, in weight units",
 }
 _GUTTER, _WIDTH, _ROW, _GAP = 216, 820, 21, 12
+_MANY_ROWS = 40  # from here on rows are half as high and every fourth has its label
 _LONGEST_LABEL = 31
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -42,8 +46,10 @@ def write(measure: str, value: float | None) -> str:
 
 
 def _map(map_: Heatmap, shared: Mapping[str, Scale]) -> dict[str, Any]:
-    step = min(34, max(7, _WIDTH // len(map_.columns)))
-    head = _ROW + _GAP if map_.totals else 0
+    step = min(38, max(7, _WIDTH // len(map_.columns)))
+    tall = _ROW if len(map_.rows) <= _MANY_ROWS else _ROW // 2
+    named = 1 if tall == _ROW else 4
+    head = tall + _GAP if map_.totals else 0
     cells = [
         _cell(row, shared, f"{map_.title}.{column}, all of the layer", x * step, 0, step)
         for x, column in enumerate(map_.columns)
@@ -52,12 +58,14 @@ def _map(map_: Heatmap, shared: Mapping[str, Scale]) -> dict[str, Any]:
     for y, part in enumerate(map_.rows):
         for x, column in enumerate(map_.columns):
             title = f"{map_.title}.{column}, {part}"
-            cells.append(_cell(map_.cells.get((part, column)), shared, title, x * step, head + y * _ROW, step))
-    labels = [{"y": 0, "text": "all of the layer", "full": ""}] if map_.totals else []
+            cells.append(_cell(map_.cells.get((part, column)), shared, title, x * step, head + y * tall, step))
+    labels = [{"y": tall / 2 + 4, "text": "all of the layer", "full": ""}] if map_.totals else []
     for y, part in enumerate(map_.rows):
+        if y % named:
+            continue
         full = printable(str(part))
         text = full if len(full) <= _LONGEST_LABEL else f"…{full[-_LONGEST_LABEL + 1 :]}"
-        labels.append({"y": head + y * _ROW, "text": text, "full": full})
+        labels.append({"y": head + y * tall + tall / 2 + 4, "text": text, "full": full})
     every = max(1, -(-28 // step))
     return {
         "title": printable(map_.title),
@@ -67,9 +75,9 @@ def _map(map_: Heatmap, shared: Mapping[str, Scale]) -> dict[str, Any]:
         "ticks": [{"x": x * step + step / 2, "text": column} for x, column in enumerate(map_.columns) if x % every == 0],
         "gutter": _GUTTER,
         "width": _GUTTER + step * len(map_.columns) + 8,
-        "height": head + _ROW * len(map_.rows) + 22,
+        "height": head + tall * len(map_.rows) + 22,
         "step": step - 2 if step > 8 else step - 1,
-        "row": _ROW - 2,
+        "row": tall - 2 if tall == _ROW else tall - 1,
     }
 
 
@@ -78,13 +86,15 @@ def _cell(row: Mapping[str, Any] | None, shared: Mapping[str, Scale], title: str
     title = printable(title)
     if row is None:
         return {**place, "kind": "missing", "tip": f"{title}\nno such tensor"}
-    joined = f"{row['tensors']:,} tensors, " if row.get("tensors", 1) > 1 else ""
+    several = row.get("tensors", 1) > 1
+    joined = f"{row['tensors']:,} tensors, " if several else ""
     if not row["changed"]:
         return {**place, "kind": "same", "tip": f"{title}\n{joined}{count(row['numel'])} elements, unchanged"}
     classes, lines = [], []
     for measure, scale in shared.items():
         value = measured(row, measure)
-        lines.append(f"{LABELS[measure]}: {write(measure, value)}")
+        of_which = " (largest of them)" if several and "layer" not in row and measure in MAXIMA else ""
+        lines.append(f"{LABELS[measure]}: {write(measure, value)}{of_which}")
         classes.append(f"{LETTERS[measure]}{'n' if value is None else round(scale.position(value) * (STEPS - 1))}")
     lines.append(f"survive 8 bit: {write('crossed_int4', crossed(row, 8))}")
     return {
@@ -112,7 +122,7 @@ def histogram(data: Mapping[str, Any]) -> dict[str, Any] | None:
     if not filled:
         return None
     first, last, total = filled[0], filled[-1], sum(counts)
-    width, height, left = 520, 170, 44
+    width, height, left = 520, 170, 52
     step = (width - left) / max(last - first + 1, 8)
     ticks = _nice(max(counts) / total)
     top = ticks[-1]
@@ -139,7 +149,7 @@ def histogram(data: Mapping[str, Any]) -> dict[str, Any] | None:
             for index in range(first, last + 2)
             if edges[index] % every == 0
         ],
-        "y": [{"y": round(height * (1 - tick / top), 2), "text": share(tick)} for tick in ticks],
+        "y": [{"y": round(height * (1 - tick / top), 2), "text": f"{100 * tick:g} %"} for tick in ticks],
         "n": count(data["n"]),
         "changed": count(total),
         "zeros": count(data["zeros"]),
@@ -184,6 +194,6 @@ def _nice(highest: float) -> list[float]:
     >>> _nice(0.17)
     [0.0, 0.05, 0.1, 0.15, 0.2]
     """
-    power = 10.0 ** (len(f"{1 / highest:.0f}") + 1)
-    step = next(size / power for size in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if highest / (size / power) <= 4)
-    return [round(index * step, 10) for index in range(int(-(-highest // step)) + 1)]
+    magnitude = 10.0 ** math.floor(math.log10(highest / 4))
+    step = next(size * magnitude for size in (1, 2, 5, 10) if size * magnitude >= highest / 4)
+    return [round(index * step, 10) for index in range(math.ceil(highest / step - 1e-9) + 1)]

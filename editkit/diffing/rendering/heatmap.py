@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 SHOWN = ("rel_l2", "changed_fraction", "crossed_int4", "max_abs")
 """The measures that colour a heatmap; crossed_int4 as a share of the changed elements."""
 _SUMS = ("numel", "changed", "crossed_int8", "crossed_int4", "sign_flips", "nan_after")
-_MAXIMA = ("rel_l2", "max_abs")
+MAXIMA = ("rel_l2", "max_abs")
 _LOG_FROM = 20.0  # largest over smallest value from which a colour scale is logarithmic
 
 
@@ -116,9 +116,9 @@ def join(rows: Sequence[Row]) -> Row:
     (The relative change of all together would need the norms of the unchanged bases, which the report does not have.)
     """
     joined: dict[str, Any] = {"tensors": len(rows)}
-    for key in (*_SUMS, *_MAXIMA):
+    for key in (*_SUMS, *MAXIMA):
         known = [row[key] for row in rows if row.get(key) is not None]
-        joined[key] = (max(known) if key in _MAXIMA else sum(known)) if known else None
+        joined[key] = (max(known) if key in MAXIMA else sum(known)) if known else None
     joined["changed_fraction"] = joined["changed"] / joined["numel"] if joined["numel"] else None
     return joined
 

@@ -12,17 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from editkit.diffing.measures import MEASURES, UNDEFINED, count, crossed, number, printable, share
-from editkit.diffing.rendering.charts import edit_bars, histogram, panel
+from editkit.diffing.rendering.charts import PALETTE, edit_bars, histogram, panel
 from editkit.diffing.rendering.heatmap import layer_maps, outside, part_maps, scales
 from editkit.diffing.rendering.wording import headline, missed, structure, survival, warnings
 
 Report = Mapping[str, Any]
 
-# viridis: even to the eye, also without colour vision. Reversed on a light page, so that more change stands out more.
-PALETTE = (
-    *("#470d60", "#48237e", "#433a8d", "#3a518b", "#306489", "#29788e"),
-    *("#218c8d", "#20a085", "#33b477", "#63ca5e", "#a4da36", "#f0e51c"),
-)
 TOP, OUTSIDE, PARTS = 12, 24, 30_000  # entries of the lists; cells of heads and experts, above which they are left out
 
 
@@ -97,14 +92,16 @@ def _edit(report: Report) -> dict[str, Any] | None:
 
     def text(row: Mapping[str, Any], key: str) -> str:
         value = row.get(key)
-        return UNDEFINED if value is None else share(value) if key == "lost_to_rounding" else number(value)
+        if value is None:
+            return UNDEFINED
+        return share(value) if key == "lost_to_rounding" else f"{value:g}" if key == "alpha" else number(value)
 
     keys = ("alpha", "requested_l2", "applied_l2", "projection", "lost_to_rounding")
     return {
         "command": edit["command"],
         **{key: text(edit, key) for key in keys},
         "projection": UNDEFINED if reached is None else f"{reached:.6f}",
-        "expected": None if alpha is None else number(-alpha),
+        "expected": None if alpha is None else f"{-alpha:g}",
         "missed": reached is not None and missed(reached, alpha),
         "bars": edit_bars(rows),
         "layers": [

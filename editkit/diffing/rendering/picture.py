@@ -1,0 +1,131 @@
+"""layers.png: where a model changed, in one picture for a README, a pull request or a paper."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from editkit.diffing.measures import count, number, share
+from editkit.diffing.rendering.charts import PALETTE
+from editkit.diffing.rendering.heatmap import Heatmap, Scale, layer_maps, scales
+
+_INK, _SOFT, _LINE = "#22252a", "#686d76", "#d8d4cb"
+_STACKS, _ROWS, _LABEL = 4, 40, 34  # what fits: stacks, modules of each, characters of a label
+_BAR, _CELL, _AXIS, _HEAD, _DPI = 0.6, 0.21, 0.5, 0.8, 160  # heights in inches; dots per inch
+
+
+def to_png(report: Mapping[str, Any]) -> bytes:
+    """The PNG: for each stack the share of changed elements per layer, above the relative change of modules x layers.
+
+    Hollow cells are unchanged, hatched ones do not exist. A model without layers, or without a change, gets its tensors
+    as one column. Same report, same bytes (with one version of matplotlib and its fonts).
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    maps = layer_maps(report) or [_flat(report)]
+    shown = [map_._replace(rows=map_.rows[:_ROWS]) for map_ in maps[:_STACKS]]
+    style = {
+        "font.family": ["DejaVu Sans"], "font.size": 8, "text.color": _INK, "text.parse_math": False, "hatch.color": _LINE,
+        "axes.labelcolor": _SOFT, "axes.edgecolor": _LINE, "xtick.color": _SOFT, "ytick.color": _SOFT, "hatch.linewidth": 0.7,
+    }  # fmt: skip
+    with rc_context(style):
+        heights = [height for map_ in shown for height in (_BAR, _CELL * max(len(map_.rows), 1))]
+        widest = max(len(map_.columns) for map_ in shown)
+        size = (3.4 + min(8.0, max(3.2, 0.26 * widest)), _HEAD + sum(heights) + _AXIS * len(shown))
+        figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.get_layout_engine().set(h_pad=0.03, w_pad=0.08, hspace=0.02, rect=(0, 0, 1, 1 - 0.6 / size[1]))
+        axes = figure.subplots(len(heights), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)[:, 0]
+        figure.text(0.012, 1 - 0.2 / size[1], _names(report), fontsize=11, va="center")
+        figure.text(0.012, 1 - 0.42 / size[1], _subtitle(report, len(maps) - len(shown)), color=_SOFT, va="center")
+        scale = scales(maps)["rel_l2"]
+        for map_, bars, cells in zip(shown, axes[::2], axes[1::2], strict=True):
+            _draw_bars(bars, map_, map_.title if len(maps) > 1 else "")
+            _draw_cells(cells, map_, scale)
+        if scale.high:
+            _draw_scale(figure, axes, scale)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def _flat(report: Mapping[str, Any]) -> Heatmap:
+    """Tensors without layers as a column of cells, the ones that changed most first."""
+    rows = sorted(report["tensors"], key=lambda row: -(row["rel_l2"] or 0))
+    total = {0: report["summary"]} if rows else {}
+    return Heatmap("", [row["name"] for row in rows], [0], {(row["name"], 0): row for row in rows}, total)
+
+
+def _draw_bars(axes: Any, map_: Heatmap, title: str) -> None:
+    shares = [100 * (map_.totals.get(column, {}).get("changed_fraction") or 0) for column in map_.columns]
+    axes.bar(range(len(shares)), shares, width=0.9, color=PALETTE[7])
+    top = max(shares, default=0)
+    axes.set(xlim=(-0.5, len(shares) - 0.5), ylim=(0, 1.15 * top or 1), xticks=[])
+    axes.set_yticks([0, top] if top else [0], [f"{number(tick)}" for tick in ([0, top] if top else [0])])
+    axes.set_ylabel("changed\n(% of elements)", rotation=0, ha="right", va="center")
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.tick_params(length=0)
+    if title:
+        axes.set_title(_plain(title), loc="left", fontsize=8, fontweight="bold", pad=4)
+
+
+def _draw_cells(axes: Any, map_: Heatmap, scale: Scale) -> None:
+    from matplotlib.patches import Rectangle
+
+    values = np.full((len(map_.rows), len(map_.columns)), np.nan)
+    for y, row in enumerate(map_.rows):
+        for x, column in enumerate(map_.columns):
+            cell = map_.cells.get((row, column))
+            if cell is not None and cell["changed"] and cell["rel_l2"] is not None:
+                values[y, x] = max(cell["rel_l2"], scale.low)
+                continue
+            hatch = "//////" if cell is None else None
+            axes.add_patch(Rectangle((x - 0.44, y - 0.42), 0.88, 0.84, facecolor="white", edgecolor=_LINE, hatch=hatch, lw=0.6))
+    edges = [np.arange(size + 1) - 0.5 for size in reversed(values.shape)]
+    axes.pcolormesh(*edges, np.ma.masked_invalid(values), edgecolors="white", linewidth=1.2, **_colors(scale))
+    every = max(1, -(-len(map_.columns) // 32))
+    if map_.totals or len(map_.columns) > 1:
+        axes.set_xticks(range(0, len(map_.columns), every), map_.columns[::every])
+    axes.set_yticks(range(len(map_.rows)), [_plain(str(row)) for row in map_.rows])
+    axes.set(xlim=(-0.5, len(map_.columns) - 0.5), ylim=(max(len(map_.rows), 1) - 0.5, -0.5), xlabel="layer")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _draw_scale(figure: Any, axes: Any, scale: Scale) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(ScalarMappable(**_colors(scale)), ax=list(axes), location="right", aspect=32, fraction=0.04, pad=0.02)
+    ends = [scale.value(position) for position in ((0, 0.25, 0.5, 0.75, 1) if scale.high > scale.low else (1,))]
+    bar.set_ticks(ends, labels=[share(value) for value in ends])
+    bar.minorticks_off()
+    bar.set_label(f"relative change, L2 of change / L2 of base{' (log scale)' if scale.log else ''}")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+
+
+def _colors(scale: Scale) -> dict[str, Any]:
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+
+    norm = (LogNorm if scale.log else Normalize)(scale.low if scale.low < scale.high else 0, scale.high or 1)
+    return {"norm": norm, "cmap": LinearSegmentedColormap.from_list("change", PALETTE)}
+
+
+def _names(report: Mapping[str, Any]) -> str:
+    return f"{_plain(report['base']['name'])} → {_plain(report['edited']['name'])}"
+
+
+def _subtitle(report: Mapping[str, Any], left_out: int) -> str:
+    summary = report["summary"]
+    changed = share(summary["changed_fraction"]) if summary["changed"] else "none"
+    more = f"; {left_out} more stacks of layers in report.html" if left_out else ""
+    return f"{changed} of n = {count(summary['numel'])} elements in {summary['tensors']:,} tensors changed{more}"
+
+
+def _plain(text: str) -> str:
+    """ASCII, so that no font lacks it, and short."""
+    text = text.encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= _LABEL else f"...{text[3 - _LABEL :]}"
