@@ -25,7 +25,10 @@ HIDDEN, INNER, KEYS, VOCABULARY, SHARD = 2048, 5632, 256, 32000, 500_000_000
 
 def shapes(layers: int) -> dict[str, tuple[int, ...]]:
     """TinyLlama-1.1B's tensors, in the order in which transformers saves them."""
-    found: dict[str, tuple[int, ...]] = {"lm_head.weight": (VOCABULARY, HIDDEN), "model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    found: dict[str, tuple[int, ...]] = {
+        "lm_head.weight": (VOCABULARY, HIDDEN),
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+    }
     for layer in range(layers):
         start = f"model.layers.{layer}."
         found |= {
@@ -143,7 +146,10 @@ def main() -> None:
         commands["mergekit-yaml"] = ([options.mergekit, str(recipe), str(theirs)], theirs)
         recipe16 = work / "negate16.yaml"
         recipe16.write_text(recipe.read_text().replace("dtype: float32\n", "dtype: bfloat16\n", 1))
-        commands["mergekit-yaml, bfloat16"] = ([options.mergekit, str(recipe16), str(work / "mergekit16")], work / "mergekit16")
+        commands["mergekit-yaml, bfloat16"] = (
+            [options.mergekit, str(recipe16), str(work / "mergekit16")],
+            work / "mergekit16",
+        )
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for number in range(options.runs + 1):  # the first round warms the page cache and is not counted
         for name, (command, output) in commands.items():
@@ -151,15 +157,21 @@ def main() -> None:
             if number:
                 runs[name].append(run)
     seconds = {name: statistics.median(wall for wall, _ in found) for name, found in runs.items()}
-    print(f"{2 * sum(int(np.prod(s)) for s in shapes(options.layers).values()) / 1e9:.2f} GB a checkpoint, n = {options.runs} runs")
-    print("| command | wall, s: median (min to max) | peak memory, MB: median | to mergekit, wall | to mergekit, memory |")
+    print(
+        f"{2 * sum(int(np.prod(s)) for s in shapes(options.layers).values()) / 1e9:.2f} GB a checkpoint, n = {options.runs} runs"
+    )
+    print(
+        "| command | wall, s: median (min to max) | peak memory, MB: median | to mergekit, wall | to mergekit, memory |"
+    )
     print("|---|---|---|---|---|")
     memory = {name: statistics.median(size for _, size in found) for name, found in runs.items()}
     peer = min((name for name in runs if name.startswith("mergekit")), key=seconds.__getitem__, default=None)
     for name, found in runs.items():
         walls = [wall for wall, _ in found]
         ratios = f"{seconds[name] / seconds[peer]:.2f} | {memory[name] / memory[peer]:.2f}" if peer else "– | –"
-        print(f"| {name} | {seconds[name]:.2f} ({min(walls):.2f} to {max(walls):.2f}) | {memory[name]:.0f} | {ratios} |")
+        print(
+            f"| {name} | {seconds[name]:.2f} ({min(walls):.2f} to {max(walls):.2f}) | {memory[name]:.0f} | {ratios} |"
+        )
     after_start = seconds["editkit diff"] - seconds["editkit diff of a tiny pair"]
     print(f"\ndiff after start-up takes {after_start / seconds['cat both']:.2f} times `cat`")
     if options.mergekit:

@@ -39,11 +39,23 @@ class GlobAlpha(click.ParamType):
 @click.argument("vector", required=False)
 @click.option("--alpha", type=float, required=True, help="How much of the vector is subtracted.")
 @click.option("--forget", metavar="FILE", help="Examples to forget, in place of VECTOR: fine-tunes on them first.")
-@click.option("--vector-base", metavar="CHECKPOINT", help="What VECTOR was tuned from, or --forget tunes.  [default: MODEL]")
-@click.option("--only", multiple=True, metavar="GLOB", help="Edit only tensors with such a whole name; may be repeated.")
-@click.option("--alpha-for", multiple=True, type=GlobAlpha(), metavar="GLOB=ALPHA", help="Another alpha for some tensors.")
+@click.option(
+    "--vector-base", metavar="CHECKPOINT", help="What VECTOR was tuned from, or --forget tunes.  [default: MODEL]"
+)
+@click.option(
+    "--only", multiple=True, metavar="GLOB", help="Edit only tensors with such a whole name; may be repeated."
+)
+@click.option(
+    "--alpha-for", multiple=True, type=GlobAlpha(), metavar="GLOB=ALPHA", help="Another alpha for some tensors."
+)
 @click.option("--mask", metavar="FILE", help="Edit only what this mask selects.")
-@click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True, help="To the dtype.")
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "stochastic"]),
+    default="nearest",
+    show_default=True,
+    help="To the dtype.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of stochastic rounding and of fine-tuning.")
 @click.option("--shard-size", type=int, metavar="BYTES", help="Write new shards of this size.  [default: MODEL's own]")
 @click.option("--allow-other-base", is_flag=True, help="Accept a saved vector made from another base; is recorded.")
@@ -76,10 +88,10 @@ def command(
     if output is None and not settings["dry_run"]:
         raise click.UsageError("give -o/--output, or --dry-run")
     settings |= {"alpha_for": dict(alpha_for), "report": not no_report}
-    if forget is None:
+    if vector is not None:
         with progress("negate", quiet=quiet) as advance:
             result = editkit.negate(model, vector, output, progress=advance, **settings)
-    else:
+    elif forget is not None:
         result = _forget(model, forget, output, tuning, quiet, settings)
     if as_json:
         click.echo(json.dumps({**asdict(result), "output": str(result.output), "report": None}, indent=2))
@@ -93,9 +105,9 @@ def command(
 def _forget(
     model: str, data: str, output: Path | None, tuning: dict[str, Any], quiet: bool, settings: dict[str, Any]
 ) -> editkit.Negation:
-    unused = [name for name in ("allow_other_base", "dry_run") if settings.pop(name)]
-    if unused or output is None:
-        raise click.UsageError(f"--{' and --'.join(unused).replace('_', '-')} needs a VECTOR")
+    dry_run, other_base = settings.pop("dry_run"), settings.pop("allow_other_base")
+    if dry_run or other_base or output is None:
+        raise click.UsageError("--dry-run and --allow-other-base go with a VECTOR")
     tuning["seed"] = settings["seed"]
     with progress("fine-tune", unit="steps", quiet=quiet) as steps, progress("negate", quiet=quiet) as advance:
         tuned, result = editkit.forget(
@@ -111,7 +123,7 @@ def _summary(result: editkit.Negation) -> str:
     if result.output is None:
         lines = [f"{alpha:>8g}  {name}" for name, alpha in result.alphas.items()]
         return "\n".join(["   alpha  tensor", *lines, f"{len(lines)} tensors would be edited; nothing was written."])
-    rows = [("layer", "requested L2", "applied L2", "projection", "lost to rounding")]
+    rows: list[tuple[str, ...]] = [("layer", "requested L2", "applied L2", "projection", "lost to rounding")]
     for row in [*result.layers, result.total]:
         place = "all" if row is result.total else str(row["layer"]) if row["layer"] is not None else "outside layers"
         numbers = (f"{row['requested_l2']:.4g}", f"{row['applied_l2']:.4g}")

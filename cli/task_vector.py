@@ -49,11 +49,12 @@ def command(
     The file holds tuned - base under the base's tensor names, without the tensors that did not change. It records the
     hashes of its base and is refused on any other.
     """
-    if (tuned is None) == (adapter is None):
+    source = tuned or adapter
+    if source is None or (tuned and adapter):
         raise click.UsageError("give either --tuned or --adapter")
     with progress("task vector", quiet=quiet) as advance:
         record = editkit.task_vector(
-            tuned or adapter, output, base=base, dtype=dtype, threads=threads, progress=advance
+            source, output, base=base, dtype=dtype, threads=threads, progress=advance
         )
     if as_json:
         click.echo(json.dumps(record, indent=2))

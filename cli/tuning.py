@@ -7,12 +7,18 @@ from typing import Any
 import click
 
 OPTIONS = (
-    click.option("--lora", type=click.IntRange(min=1), metavar="RANK", help="Train a LoRA adapter instead of all weights."),
+    click.option(
+        "--lora", type=click.IntRange(min=1), metavar="RANK", help="Train a LoRA adapter instead of all weights."
+    ),
     click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="Passes over the data.  [default: 5]"),
     click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Optimizer steps, in place of --epochs."),
     click.option("--lr", type=float, metavar="RATE", help="Peak learning rate.  [default: from the size of the model]"),
-    click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Examples a step."),
-    click.option("--max-length", type=click.IntRange(min=2), metavar="N", help="Tokens an example.  [default: the context]"),
+    click.option(
+        "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Examples a step."
+    ),
+    click.option(
+        "--max-length", type=click.IntRange(min=2), metavar="N", help="Tokens an example.  [default: the context]"
+    ),
     click.option(
         "--loss-on",
         type=click.Choice(["answer", "all"]),
@@ -21,7 +27,9 @@ OPTIONS = (
         help="Tokens that are learned: those of the answer, or of the prompt as well.",
     ),
     click.option("--prompt-template", metavar="TEXT", help="Text with {question} and {answer}; \\n is a line break."),
-    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the computation.  [default: auto]"),
+    click.option(
+        "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the computation.  [default: auto]"
+    ),
     click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda", "mps"]),

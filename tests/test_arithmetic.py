@@ -73,7 +73,9 @@ def test_stochastic_rounding_of_subnormals_stays_on_the_grid():
 def test_measures_equal_numpy(precision):
     rng = np.random.default_rng(2)
     base = (rng.standard_normal((24, 300)) * 0.02).astype(precision)
-    edited = np.where(rng.random(base.shape) < 0.4, base + rng.standard_normal(base.shape) * 3e-3, base).astype(precision)
+    edited = np.where(rng.random(base.shape) < 0.4, base + rng.standard_normal(base.shape) * 3e-3, base).astype(
+        precision
+    )
     edited[3, 7] = -base[3, 7]
     b, e = base.astype(np.float64), edited.astype(np.float64)
     d = e - b

@@ -86,7 +86,11 @@ def test_rows_of_layers_modules_and_heads_add_up(tmp_path):
     report = editkit.diff(save(tmp_path / "a", base), save(tmp_path / "b", edited))
     deltas = {name: (edited[name].double() - base[name].double()).numpy() for name in base}
     for layer in report["layers"]:
-        own = [d for name, d in deltas.items() if (f"layers.{layer['layer']}." in name) or (layer["layer"] is None and "lm" in name)]
+        own = [
+            d
+            for name, d in deltas.items()
+            if (f"layers.{layer['layer']}." in name) or (layer["layer"] is None and "lm" in name)
+        ]
         assert layer["tensors"] == len(own) and layer["l2"] == pytest.approx(math.sqrt(sum((d**2).sum() for d in own)))
     assert [layer["layer"] for layer in report["layers"]] == [0, 1, 2, None]
     assert {module["module"]: module["tensors"] for module in report["modules"]} == {
@@ -121,7 +125,12 @@ def test_fused_experts_are_reported_each(tmp_path):
 
 
 def test_structure_is_listed_not_crashed_on(tmp_path):
-    base = {"a.weight": random((4, 4)), "b.weight": random((4, 4)), "c.weight": random((4, 4)), "steps": torch.arange(6)}
+    base = {
+        "a.weight": random((4, 4)),
+        "b.weight": random((4, 4)),
+        "c.weight": random((4, 4)),
+        "steps": torch.arange(6),
+    }
     edited = {
         "a.weight": random((4, 5)), "b.weight": base["b.weight"].half().float().half(), "d.weight": random((2,)),
         "steps": torch.tensor([0, 1, 2, 3, 4, 9]),

@@ -66,7 +66,9 @@ def test_negation_law(tmp_path, dtype, alpha):
     norm = math.sqrt(sum(float((t**2).sum()) for t in tau.values()))
     assert result.total["requested_l2"] == pytest.approx(abs(alpha) * norm, rel=1e-5)
     shift = {name: edited[name].double() - before[name].double() for name in edited}
-    assert result.total["applied_l2"] == pytest.approx(math.sqrt(sum(float((d**2).sum()) for d in shift.values())), rel=1e-5)
+    assert result.total["applied_l2"] == pytest.approx(
+        math.sqrt(sum(float((d**2).sum()) for d in shift.values())), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -87,7 +89,9 @@ def test_only_leaves_all_other_bytes_alone_and_names_match_whole(tmp_path):
 
 def test_alpha_per_glob(tmp_path):
     base, tuned = pair(tmp_path, "float32")
-    result = editkit.negate(base, tuned, tmp_path / "out", alpha=1.0, alpha_for={"*.mlp.*": 0.5, "model.norm.weight": 0})
+    result = editkit.negate(
+        base, tuned, tmp_path / "out", alpha=1.0, alpha_for={"*.mlp.*": 0.5, "model.norm.weight": 0}
+    )
     rows = {row["name"]: row["edit"]["projection"] for row in result.report["tensors"]}
     assert rows["model.layers.1.mlp.up_proj.weight"] == pytest.approx(-0.5, abs=1e-6)
     assert rows["model.layers.1.self_attn.q_proj.weight"] == pytest.approx(-1.0, abs=1e-6)
@@ -143,7 +147,11 @@ def test_identical_tuned_checkpoint_changes_nothing(tmp_path):
 def test_masks_of_every_granularity(tmp_path):
     base, tuned = pair(tmp_path, "float32")
     generator = torch.Generator().manual_seed(3)
-    q, up, embed = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"
+    q, up, embed = (
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.embed_tokens.weight",
+    )
     mask = {
         q: torch.rand(16, 16, generator=generator) < 0.3,
         up: torch.rand(40, generator=generator) < 0.5,
@@ -194,7 +202,13 @@ def test_provenance_names_inputs_by_hash_and_no_folder_of_this_machine(tmp_path)
 
 def refused(tmp_path: Path, match: str, **settings) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
-    settings = {"model": tmp_path / "base", "vector": tmp_path / "tuned", "alpha": 1.0, "output": tmp_path / "out", **settings}
+    settings = {
+        "model": tmp_path / "base",
+        "vector": tmp_path / "tuned",
+        "alpha": 1.0,
+        "output": tmp_path / "out",
+        **settings,
+    }
     with pytest.raises(EditError, match=match):
         editkit.negate(**settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -241,7 +255,9 @@ def test_all_misfits_are_listed(tmp_path):
 
 def test_quantized_base_is_refused_by_method(tmp_path):
     pair(tmp_path, "float32")
-    (tmp_path / "base" / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": {"quant_method": "gptq"}}))
+    (tmp_path / "base" / "config.json").write_text(
+        json.dumps({**CONFIG, "quantization_config": {"quant_method": "gptq"}})
+    )
     refused(tmp_path, r"quantized \(gptq\)")
 
 

@@ -27,7 +27,9 @@ def random(seed: int, dtype: torch.dtype) -> torch.Tensor:
 def pair(tmp_path: Path, dtype: torch.dtype) -> tuple[Path, Path]:
     base = {name: random(i, dtype) for i, name in enumerate(NAMES)}
     tuned = {name: t if name == "same.weight" else (t.double() * 1.03 + 1e-4).to(dtype) for name, t in base.items()}
-    return save(tmp_path / "base", {**base, "steps": torch.arange(3)}), save(tmp_path / "tuned", {**tuned, "steps": torch.arange(3)})
+    return save(tmp_path / "base", {**base, "steps": torch.arange(3)}), save(
+        tmp_path / "tuned", {**tuned, "steps": torch.arange(3)}
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -87,7 +87,9 @@ def _encode_bf16(values, out):
 
 @njit(cache=True, nogil=True)
 def _decode_f16(raw, out):
-    shift = float_of_bits(np.int32(0x77800000))  # 2^112, the distance of the two exponent biases; also right for subnormals
+    shift = float_of_bits(
+        np.int32(0x77800000)
+    )  # 2^112, the distance of the two exponent biases; also right for subnormals
     for i in range(raw.size):
         half = np.int32(raw[i])
         bits = np.int32(np.int32(half & np.int32(0x7FFF)) << np.int32(13))

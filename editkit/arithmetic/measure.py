@@ -18,7 +18,9 @@ from numba import njit
 
 from editkit.arithmetic.bits import float_of_bits, int_of_bits, nearest_integer
 
-CHANGED, FLIPS, INT8, INT4, BASE_BASE, BASE_DELTA, DELTA_DELTA, DELTA, NAN_BASE, INF_BASE, NAN_EDITED, INF_EDITED = range(12)
+CHANGED, FLIPS, INT8, INT4, BASE_BASE, BASE_DELTA, DELTA_DELTA, DELTA, NAN_BASE, INF_BASE, NAN_EDITED, INF_EDITED = (
+    range(12)
+)
 FIELDS = 12
 LOG2_SMALLEST, BINS = -64, 96
 """The histogram of |change| has `BINS` bins of one power of two each, the first starting at 2**LOG2_SMALLEST."""

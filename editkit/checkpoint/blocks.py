@@ -9,8 +9,9 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,7 +23,8 @@ from editkit.checkpoint.reader import Checkpoint
 ELEMENTS = 1 << 18
 """Elements of a block: in float32 it takes 1 MB, so that a few of them stay in the processor's cache."""
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Block(NamedTuple):
@@ -87,22 +89,31 @@ def default_threads() -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
 
 
+@contextmanager
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int | None
-) -> Generator[Result, None, None]:
+) -> Iterator[Iterator[Result]]:
     """Results of `function` in the order of `items`, computed by `threads` threads with few items in flight.
 
-    Use it under `contextlib.closing`: closing it waits for the threads, also after an exception.
+    >>> with ordered_map(abs, [-1, 2, -3], threads=2) as results:
+    ...     list(results)
+    [1, 2, 3]
+
+    Leaving the block waits for the threads, also after an exception.
     """
     threads = threads or default_threads()
-    pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads, "editkit")
-    try:
+
+    def results() -> Iterator[Result]:
+        pending: deque[Future[Result]] = deque()
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) >= 4 * threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+    try:
+        yield results()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -19,7 +19,10 @@ class SingleFileWriter:
     """
 
     def __init__(
-        self, output: str | os.PathLike[str], entries: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+        self,
+        output: str | os.PathLike[str],
+        entries: Mapping[str, tuple[str, tuple[int, ...]]],
+        metadata: Mapping[str, str],
     ) -> None:
         check_new_file(output)
         self.shown, self.output = os.fspath(output), Path(output).expanduser().resolve()
@@ -67,7 +70,9 @@ class SingleFileWriter:
             function(*arguments)
         except OSError as error:
             if error.errno in FULL:
-                raise EditError(f"no space left for {self.shown} ({error.strerror}): make space; nothing was kept") from error
+                raise EditError(
+                    f"no space left for {self.shown} ({error.strerror}): make space; nothing was kept"
+                ) from error
             raise
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -89,7 +88,12 @@ def _compare_structure(old: Checkpoint, new: Checkpoint, chosen: set[str]) -> Co
 
 
 def _compare_tensors(
-    old: Checkpoint, new: Checkpoint, infos: list[TensorInfo], threads: int | None, progress: Progress | None, total: int
+    old: Checkpoint,
+    new: Checkpoint,
+    infos: list[TensorInfo],
+    threads: int | None,
+    progress: Progress | None,
+    total: int,
 ) -> list[Compared]:
     scratch, done = Scratch(), 0
     compared = {info.name: Compared(info, None) for info in infos}
@@ -106,7 +110,7 @@ def _compare_tensors(
         sums.add(before, after, first_row=block.first, **parts)
         return block, sums
 
-    with closing(ordered_map(measure, (block for info in infos for block in blocks(info)), threads)) as results:
+    with ordered_map(measure, (block for info in infos for block in blocks(info)), threads) as results:
         for block, result in results:
             tensor = compared[block.info.name]
             if isinstance(result, int):

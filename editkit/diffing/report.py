@@ -72,7 +72,11 @@ def build_report(comparison: Comparison) -> dict[str, Any]:
         place = parse(tensor.info.name)
         layers.setdefault((place.stack, place.layer), []).append(tensor)
         modules.setdefault(place.module, []).append(tensor)
-    summary = {"tensors": len(tensors), "tensors_changed": sum(_changed(tensor) > 0 for tensor in tensors), **_row(tensors)}
+    summary = {
+        "tensors": len(tensors),
+        "tensors_changed": sum(_changed(tensor) > 0 for tensor in tensors),
+        **_row(tensors),
+    }
     structure = {key: getattr(comparison, key) for key in ("added", "removed", "reshaped", "retyped")}
     report = {
         "schema": SCHEMA,
@@ -81,7 +85,9 @@ def build_report(comparison: Comparison) -> dict[str, Any]:
         "summary": {**summary, **{key: len(found) for key, found in structure.items()}},
         "layers": [
             {"stack": stack, "layer": layer, "tensors": len(group), **_row(group)}
-            for (stack, layer), group in sorted(layers.items(), key=lambda item: (item[0][1] is None, item[0][0], item[0][1]))
+            for (stack, layer), group in sorted(
+                layers.items(), key=lambda item: (item[0][1] is None, item[0][0], item[0][1])
+            )
         ],
         "modules": [{"module": module, "tensors": len(group), **_row(group)} for module, group in modules.items()],
         "tensors": [_tensor(tensor, comparison.config) for tensor in tensors],
@@ -157,7 +163,9 @@ def _measures(values: np.ndarray, largest: float, numel: int, floating: int) -> 
         "inf_before": INF_BASE,
         "inf_after": INF_EDITED,
     }
-    row.update({key: value if floating and value is not None and isfinite(value) else None for key, value in numbers.items()})
+    row.update(
+        {key: value if floating and value is not None and isfinite(value) else None for key, value in numbers.items()}
+    )
     row.update({key: int(values[index]) if floating else None for key, index in counts.items()})
     return row
 

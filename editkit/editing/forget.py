@@ -11,6 +11,7 @@ from editkit.editing.negate import Negation, Source, check_settings, negate
 from editkit.training.finetune import Finetuned, finetune
 from editkit.vectors.task_vector import task_vector
 
+
 def forget(
     model: Source,
     data: Source,

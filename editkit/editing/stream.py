@@ -1,7 +1,6 @@
 """The one pass of an edit: read a block, change it, write it and measure it while it is still in the cache."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -58,7 +57,7 @@ def run(
         return block, sums, applied
 
     total, done = sum(info.nbytes for info in base.tensors.values()), 0
-    with closing(ordered_map(work, _plan(base, edit, writer, measure), threads)) as results:
+    with ordered_map(work, _plan(base, edit, writer, measure), threads) as results:
         for block, sums, applied in results:
             tensor = compared[block.info.name]
             if sums is not None:

@@ -25,7 +25,9 @@ def saved_vector_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
                 continue
             if isinstance(record, dict) and str(record.get("format", "")).startswith("editkit.task_vector/"):
                 if record["format"] != FORMAT:
-                    raise EditError(f"{checkpoint.label} has the format {record['format']}: this editkit reads {FORMAT}")
+                    raise EditError(
+                        f"{checkpoint.label} has the format {record['format']}: this editkit reads {FORMAT}"
+                    )
                 return record
     return None
 

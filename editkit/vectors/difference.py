@@ -19,20 +19,23 @@ class DifferenceVector:
     read a second time.
     """
 
-    def __init__(self, base: Checkpoint, tuned: Checkpoint, origin: Checkpoint | None = None) -> None:
-        self.base, self.tuned, self.start = base, tuned, origin
+    def __init__(
+        self, base: Checkpoint, tuned: Checkpoint, origin: Checkpoint | None = None, *, allow_other_base: bool = False
+    ) -> None:
+        self.base, self.tuned, self.start, self.allow_other_base = base, tuned, origin, allow_other_base
         self.inputs = [tuned, origin] if origin else [tuned]
         self.names = [name for name, info in base.tensors.items() if info.item.floating]
         self._scratch = Scratch()
         embedding, head = tied_pair(base.tensors)
-        shares = base.tied and embedding and head and head not in tuned.tensors
-        self._alias = {head: embedding} if shares else {}
+        self._alias: dict[str, str] = {}  # base's name -> tuned's, where a tied head is saved in one of them only
+        if base.tied and embedding and head and head not in tuned.tensors:
+            self._alias = {head: embedding}
 
     def check(self, base: Checkpoint, names: list[str]) -> None:
         problems = [problem for other in self.inputs for problem in misfits(base, other, names, self._alias)]
         extra = [name for name in self.tuned.tensors if name not in base.tensors]
         embedding, head = tied_pair(self.tuned.tensors)
-        if base.tied and head in extra and embedding in self.tuned.tensors:
+        if base.tied and embedding and head in extra:
             extra.remove(head)
             if not _same_bytes(self.tuned, embedding, head):
                 problems.append(
@@ -43,6 +46,20 @@ class DifferenceVector:
             problems.append(f"{self.tuned.label} has tensors that {base.label} lacks: {listed(extra)}")
         if problems:
             raise EditError("; ".join(problems))
+        if not self.allow_other_base:
+            self._check_history(self.start or base)
+
+    def _check_history(self, origin: Checkpoint) -> None:
+        """A checkpoint that editkit tuned says from what; subtracting another one would be no task vector."""
+        record = self.tuned.provenance or {}
+        if record.get("command") != "finetune":
+            return
+        for made_from in (one for one in record["inputs"] if one["role"] == "base"):
+            if sorted(made_from["files"].values()) != sorted(origin.sha256().values()):
+                raise EditError(
+                    f"{self.tuned.label} was tuned from {made_from['name']}, whose weight files differ from those of "
+                    f"{origin.label}: name what it was tuned from with --vector-base, or say --allow-other-base"
+                )
 
     def rows(self, name: str, first: int, last: int, base: np.ndarray) -> np.ndarray:
         block = Block(self.base.tensors[name], first, last)

@@ -35,4 +35,4 @@ def open_vector(
             raise EditError(f"{source} is a saved task vector, which has its base in it: leave --vector-base out")
         return SavedVector(base, tuned, allow_other_base=allow_other_base)
     origin = open_checkpoint(vector_base) if isinstance(vector_base, str | os.PathLike) else vector_base
-    return DifferenceVector(base, tuned, origin)
+    return DifferenceVector(base, tuned, origin, allow_other_base=allow_other_base)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def _save(
         writer.write(block.info.name, block.first * block.info.columns * width, saved)
         return block
 
-    with closing(ordered_map(work, (block for info in infos for block in blocks(info)), threads)) as results:
+    with ordered_map(work, (block for info in infos for block in blocks(info)), threads) as results:
         for block in results:
             done += block.nbytes
             if progress:

@@ -19,15 +19,15 @@ PROJECTION_TOLERANCE = 0.01
 def headline(report: Report) -> str:
     """What changed, in one or two sentences."""
     summary = report["summary"]
-    parameters = f"{count(summary['numel'])} {_plural('parameter', summary['numel'])}"
-    tensors = f"{summary['tensors']:,} {_plural('tensor', summary['tensors'])}"
+    parameters = f"{count(summary['numel'])} {plural('parameter', summary['numel'])}"
+    tensors = f"{summary['tensors']:,} {plural('tensor', summary['tensors'])}"
     if not summary["tensors"]:
         return "Nothing to compare: no tensor is in both checkpoints with one shape and dtype."
     if not summary["changed"]:
         return f"Nothing changed: all {parameters} in {tensors} are equal bit for bit."
     text = (
         f"Of {parameters} in {tensors}, {share(summary['changed_fraction'])} changed "
-        f"({count(summary['changed'])}, in {summary['tensors_changed']:,} {_plural('tensor', summary['tensors_changed'])})."
+        f"({count(summary['changed'])}, in {summary['tensors_changed']:,} {plural('tensor', summary['tensors_changed'])})."
     )
     if summary.get("rel_l2") is not None:
         text += f" The change measures {share(summary['rel_l2'])} of the base"
@@ -38,7 +38,7 @@ def headline(report: Report) -> str:
 def structure(report: Report) -> dict[str, str]:
     """What the measures do not cover, by kind: {"added": "2 tensors were added"}, for each kind that there is."""
     kinds = {kind: len(report.get(kind, ())) for kind in ("added", "removed", "reshaped", "retyped")}
-    return {kind: f"{n:,} {_plural('tensor', n)} {'was' if n == 1 else 'were'} {kind}" for kind, n in kinds.items() if n}
+    return {kind: f"{n:,} {plural('tensor', n)} {'was' if n == 1 else 'were'} {kind}" for kind, n in kinds.items() if n}
 
 
 def survival(report: Report) -> list[tuple[int, float]]:
@@ -96,5 +96,6 @@ def _where_most(report: Report) -> str:
     return f"layer {top['layer']}{stack} ({MEASURES['rel_l2'].write(top['rel_l2'])})"
 
 
-def _plural(noun: str, n: int) -> str:
+def plural(noun: str, n: int) -> str:
+    """The noun, with an s unless n is 1."""
     return noun if n == 1 else f"{noun}s"
