@@ -277,7 +277,10 @@ def test_a_tied_base_saved_twice_stays_tied(tmp_path):
     named = load_file(base / "model.safetensors")
     named["lm_head.weight"] = named["model.embed_tokens.weight"].clone()
     save_file(named, base / "model.safetensors")
+    once = save(tmp_path / "once", tensors(0, torch.float32))  # the same base without the second copy
     editkit.negate(base, tuned, tmp_path / "out", alpha=1.0)
+    editkit.negate(base, tuned, tmp_path / "out2", alpha=1.0, vector_base=once)
+    assert editkit.diff(tmp_path / "out", tmp_path / "out2")["summary"]["changed"] == 0
     edited = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(edited["lm_head.weight"], edited["model.embed_tokens.weight"])
     assert not torch.equal(edited["lm_head.weight"], named["lm_head.weight"])

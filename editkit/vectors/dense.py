@@ -45,7 +45,7 @@ class SavedVector:
     def check(self, base: Checkpoint, names: list[str]) -> None:
         unknown = [name for name in self.saved.tensors if name not in base.tensors]
         problems = [f"{self.saved.label} changes tensors that {base.label} lacks: {listed(unknown)}"] if unknown else []
-        problems += misfits(base, self.saved, names)
+        problems += misfits(base, self.saved, {name: name for name in names})
         if problems:
             raise EditError("; ".join(problems) + ": this task vector was made for another model")
         recorded = self.record.get("base_sha256")

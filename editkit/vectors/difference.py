@@ -27,12 +27,16 @@ class DifferenceVector:
         self.names = [name for name, info in base.tensors.items() if info.item.floating]
         self._scratch = Scratch()
         embedding, head = tied_pair(base.tensors)
-        self._alias: dict[str, str] = {}  # base's name -> tuned's, where a tied head is saved in one of them only
-        if base.tied and embedding and head and head not in tuned.tensors:
-            self._alias = {head: embedding}
+        self._tied = {head: embedding} if base.tied and embedding and head else {}
+
+    def _name(self, other: Checkpoint, name: str) -> str:
+        """What `other` calls a tensor of the base: of a tied pair it may hold the embedding alone."""
+        return name if name in other.tensors else self._tied.get(name, name)
 
     def check(self, base: Checkpoint, names: list[str]) -> None:
-        problems = [problem for other in self.inputs for problem in misfits(base, other, names, self._alias)]
+        problems = [f"{other.label} is quantized ({other.quantization})" for other in self.inputs if other.quantization]
+        for other in self.inputs:
+            problems += misfits(base, other, {name: self._name(other, name) for name in names})
         extra = [name for name in self.tuned.tensors if name not in base.tensors]
         embedding, head = tied_pair(self.tuned.tensors)
         if base.tied and embedding and head in extra:
@@ -63,8 +67,10 @@ class DifferenceVector:
 
     def rows(self, name: str, first: int, last: int, base: np.ndarray) -> np.ndarray:
         block = Block(self.base.tensors[name], first, last)
-        tau = self._scratch.read("tuned", self.tuned, self._alias.get(name, name), block, base.dtype)
-        start = base if self.start is None else self._scratch.read("origin", self.start, name, block, base.dtype)
+        tau = self._scratch.read("tuned", self.tuned, self._name(self.tuned, name), block, base.dtype)
+        if self.start is None:
+            return np.subtract(tau, base, out=tau)
+        start = self._scratch.read("origin", self.start, self._name(self.start, name), block, base.dtype)
         return np.subtract(tau, start, out=tau)
 
     def origin(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a task vector is to the rest of editkit: a named change, read a block of rows at a time."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,9 +32,9 @@ class TaskVector(Protocol):
         """What the vector was made from, for provenance."""
 
 
-def misfits(base: Checkpoint, other: Checkpoint, names: list[str], alias: dict[str, str] | None = None) -> list[str]:
-    """One clause per kind of disagreement between `names` of `base` and the tensors of `other` (under `alias`)."""
-    found = {name: other.tensors.get((alias or {}).get(name, name)) for name in names}
+def misfits(base: Checkpoint, other: Checkpoint, names: Mapping[str, str]) -> list[str]:
+    """One clause per kind of disagreement between `base` and `other`; `names` maps names in the one to names in the other."""
+    found = {name: other.tensors.get(there) for name, there in names.items()}
     absent = [name for name, info in found.items() if info is None]
     shapes = [
         f"{name} {list(info.shape)} instead of {list(base.tensors[name].shape)}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from editkit.diffing.measures import MEASURES, count, number, share
+from editkit.diffing.measures import MEASURES, count, number, printable, share
 from editkit.diffing.rendering.charts import PALETTE
 from editkit.diffing.rendering.heatmap import Heatmap, Scale, layer_maps, scales
 from editkit.diffing.rendering.wording import plural
@@ -138,5 +138,5 @@ def _colors(scale: Scale) -> dict[str, Any]:
 
 def _plain(text: str) -> str:
     """ASCII, so that no font lacks it, and short."""
-    text = text.encode("ascii", "backslashreplace").decode()
+    text = printable(text).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= _LABEL else f"...{text[3 - _LABEL :]}"
