@@ -147,16 +147,17 @@ def test_help_is_quick_and_imports_nothing_heavy():
 GROUP = click.Context(main, info_name="editkit", **main.context_settings)
 
 
-def commands() -> dict[str, click.Command]:
-    found = {name: main.get_command(GROUP, name) for name in COMMANDS}
-    return {name: command for name, command in found.items() if command is not None}
+def command(name: str) -> click.Command:
+    found = main.get_command(GROUP, name)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_are_documented(name):
-    command = commands()[name]
-    assert command.help and f"editkit {name}" in (command.epilog or ""), f"{name}: the epilog must have an example"
-    for parameter in command.params:
+    one = command(name)
+    assert one.help and f"editkit {name}" in (one.epilog or ""), f"{name}: the epilog must have an example"
+    for parameter in one.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"editkit {name} {parameter.opts[-1]} is not documented"
 
@@ -165,15 +166,15 @@ def parse(line: str) -> None:
     """Let click read a command line, without running it."""
     words = list(itertools.takewhile(lambda word: word not in ("|", ">", "&&"), shlex.split(line, comments=True)))
     words = words[1:] if words[0] == "editkit" else words
-    if words[0] in commands():
-        commands()[words[0]].make_context(words[0], words[1:], parent=GROUP)
+    if words[0] in COMMANDS:
+        command(words[0]).make_context(words[0], words[1:], parent=GROUP)
     else:
         assert words[0] in ("--help", "--version"), line
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_examples_in_the_help_are_accepted(name):
-    examples = [line for line in (commands()[name].epilog or "").splitlines() if line.strip().startswith("editkit ")]
+    examples = [line for line in (command(name).epilog or "").splitlines() if line.strip().startswith("editkit ")]
     assert examples
     for line in examples:
         parse(line)

@@ -122,6 +122,11 @@ def evaluate(rules: Iterable[Rule], report: Mapping[str, Any]) -> list[Violation
     return violations
 
 
+def differs(report: Mapping[str, Any]) -> bool:
+    """Whether anything differs at all: an element, or what tensors there are, their shapes or dtypes."""
+    return any(report["summary"][key] for key in ("changed", *_NOT_COMPARED))
+
+
 def _not_compared(report: Mapping[str, Any], glob: str, compared: set[str]) -> list[tuple[str, str]]:
     items = [(item["name"], kind) for kind in _NOT_COMPARED for item in report.get(kind, ())]
     return [(name, kind) for name, kind in items if name not in compared and matches(name, glob)]

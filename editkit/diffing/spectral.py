@@ -35,14 +35,14 @@ def spectral(read_rows: ReadRows, rows: int, columns: int, *, seed: int = 0) -> 
     A change of zeros has norm 0, and null for the rest. NaN or infinities give nulls, and the method says so.
     Memory: one block of 4 M elements and, when randomized, columns x 320 float64 numbers.
     """
-    largest, energy = _survey(read_rows, rows, columns)
+    unit, energy = _survey(read_rows, rows, columns)
     if not np.isfinite(energy):
         return _entry(None, None, None, "skipped: NaN or Inf in the change")
     if energy == 0:
         return _entry(0.0, None, None, "gram")
 
-    def blocks() -> Iterator[np.ndarray]:  # scaled to [-1, 1]: squares of tiny changes must not underflow
-        return (block / block.dtype.type(largest) for block in _blocks(read_rows, rows, columns))
+    def blocks() -> Iterator[np.ndarray]:  # in units near the largest entry: squares of tiny changes must not underflow
+        return (block / block.dtype.type(unit) for block in _blocks(read_rows, rows, columns))
 
     if min(rows, columns) <= GRAM_SIDE:
         squares, method = np.linalg.eigvalsh(_gram(blocks, rows, columns)), "gram"
@@ -51,7 +51,7 @@ def spectral(read_rows: ReadRows, rows: int, columns: int, *, seed: int = 0) -> 
     squares = np.sort(np.clip(squares, 0, None))[::-1]
     shares = np.minimum(np.cumsum(squares) / energy, 1)
     top = {str(rank): float(shares[min(rank, shares.size) - 1]) for rank in RANKS}
-    return _entry(largest * float(np.sqrt(squares[0])), float(energy / squares[0]), top, method)
+    return _entry(unit * float(np.sqrt(squares[0])), float(energy / squares[0]), top, method)
 
 
 def _entry(norm: float | None, stable_rank: float | None, energy: dict | None, method: str) -> dict[str, Any]:
@@ -70,19 +70,17 @@ def _blocks(read_rows: ReadRows, rows: int, columns: int) -> Iterator[np.ndarray
 
 
 def _survey(read_rows: ReadRows, rows: int, columns: int) -> tuple[float, float]:
-    """The largest magnitude, and the sum of squares after division by it."""
-    largest = energy = 0.0
-    if not columns:
-        return largest, energy
-    for block in _blocks(read_rows, rows, columns):
+    """The power of two just below the largest magnitude, and the sum of squares in that unit; (., inf) if not finite."""
+    unit, energy = 1.0, 0.0
+    for block in _blocks(read_rows, rows, columns) if columns else ():
         top = float(np.abs(block).max())
         if not np.isfinite(top):
-            return top, np.inf
-        if top > largest:
-            largest, energy = top, energy * (largest / top) ** 2
-        if largest:
-            energy += float(np.sum(np.square(block.astype(np.float64) / largest)))
-    return largest, energy
+            return unit, np.inf
+        if top >= 2 * unit or (top and not energy):
+            larger = 2.0 ** (np.frexp(top)[1] - 1)  # a power of two: the division rounds nothing
+            unit, energy = larger, energy * (unit / larger) ** 2
+        energy += float(np.sum(np.square(block.astype(np.float64) / unit)))
+    return unit, energy
 
 
 def _gram(blocks: Callable[[], Iterator[np.ndarray]], rows: int, columns: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,14 +46,31 @@ def render(report: Mapping[str, Any], format: str = "table", by: str = "layer", 
     return to_table(report, by, color=color)
 
 
+def check_folder(folder: Path) -> None:
+    """Raise EditError where `write_report` would have to overwrite something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise EditError(f"{folder} exists and is not an empty folder: remove it, or write the report somewhere else")
+
+
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
-    """Write report.json, report.html and layers.png into `folder`, which must exist. Same report, same bytes."""
+    """Write report.json, report.html and layers.png as the new folder `folder`, whole or not at all.
+
+    `folder` may exist if it is empty; otherwise EditError is raised. Same report, same bytes.
+    """
     from editkit.diffing.rendering.html import to_html
     from editkit.diffing.rendering.picture import to_png
 
-    (folder / "report.json").write_text(to_json(report), encoding="utf-8")
-    (folder / "report.html").write_text(to_html(report), encoding="utf-8")
-    (folder / "layers.png").write_bytes(to_png(report))
+    check_folder(folder)
+    staged = folder.resolve().with_name(f".{folder.resolve().name}.partial-{os.getpid()}")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        (staged / "report.json").write_text(to_json(report), encoding="utf-8")
+        (staged / "report.html").write_text(to_html(report), encoding="utf-8")
+        (staged / "layers.png").write_bytes(to_png(report))
+        staged.replace(folder.resolve())
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def to_json(report: Mapping[str, Any]) -> str:

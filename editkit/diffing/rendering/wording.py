@@ -49,9 +49,12 @@ def survival(report: Report) -> list[tuple[int, float]]:
 
 def survival_text(report: Report) -> str:
     """Quantization survival in a sentence, or "" where it is unknown."""
-    found = " and ".join(f"{share(value)} after quantization to {bits} bits" for bits, value in survival(report))
+    found = survival(report)
+    if not found:
+        return ""
+    shares = " and ".join(f"{share(value)} after quantization to {bits} bits" for bits, value in found)
     changed = count(report["summary"]["changed"])
-    return f"Of the {changed} changed elements, {found} (round to nearest) would still differ; the rest is lost." if found else ""
+    return f"Of the {changed} changed elements would still differ: {shares} (round to nearest). The rest is lost."
 
 
 def warnings(report: Report) -> list[str]:

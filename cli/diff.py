@@ -1,0 +1,68 @@
+"""`editkit diff BASE EDITED`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+import editkit
+from editkit.diffing.gates import differs, evaluate, parse_rule
+from editkit.diffing.rendering import FORMATS, check_folder, render, write_report
+
+from .options import as_json as json_option
+from .options import examples, output, quiet, threads
+from .progress import progress
+
+
+@click.command(
+    epilog=examples(
+        "editkit diff model edited",
+        "editkit diff model edited --only '*.mlp.*' --spectral -o report",
+        "editkit diff model edited --fail-if 'rel_l2 > 2 % @ model.layers.*.mlp.*' --fail-if 'changed > 0 @ lm_head.weight'",
+    )
+)
+@click.argument("base")
+@click.argument("edited")
+@click.option("--format", type=click.Choice(FORMATS), help="What is printed on stdout.  [default: table]")
+@click.option("--by", type=click.Choice(["tensor", "module", "layer"]), default="layer", show_default=True, help="One row per this.")
+@click.option("--only", multiple=True, metavar="GLOB", help="Compare only tensors with such a whole name; may be repeated.")
+@click.option("--spectral", is_flag=True, help="Add spectral norm, stable rank and top energies of each change; slow.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 where anything differs, as in git diff.")
+@click.option("--fail-if", multiple=True, metavar="RULE", help="Exit with 1 where RULE holds: MEASURE > NUMBER [%] [@ GLOB].")
+@output("a report (report.html, report.json, layers.png)", required=False)
+@json_option
+@threads
+@quiet
+def command(
+    base: str,
+    edited: str,
+    format: str | None,
+    by: str,
+    only: tuple[str, ...],
+    spectral: bool,
+    exit_code: bool,
+    fail_if: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+    threads: int | None,
+    quiet: bool,
+) -> int:
+    """Show what changed from BASE to EDITED: two checkpoints, two adapters, or two task vectors.
+
+    Elements are compared bit for bit. A RULE asks every tensor that GLOB matches, or the whole diff without one; what is
+    unknown does not pass.
+    """
+    rules = [parse_rule(rule) for rule in fail_if]
+    if output is not None:
+        check_folder(output)
+    with progress("diff", quiet=quiet) as advance:
+        report = editkit.diff(base, edited, only=only, spectral=spectral, threads=threads, progress=advance)
+    violations = evaluate(rules, report)
+    if output is not None:
+        write_report(report, output)
+    chosen = "json" if as_json else format
+    if chosen or not quiet:
+        click.echo(render(report, chosen or "table", by, color=sys.stdout.isatty()), nl=False)
+    for violation in violations:
+        click.echo(f"editkit: {violation}", err=True)
+    return editkit.GateFailed.exit_code if violations or (exit_code and differs(report)) else 0
