@@ -66,7 +66,7 @@ def make_pair(base: Path, tuned: Path, layers: int) -> None:
         (folder / "config.json").write_text(json.dumps(config))
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map |= {name: file for name in shard}
+        weight_map |= dict.fromkeys(shard, file)
         with open(base / file, "wb") as one, open(tuned / file, "wb") as other:
             for stream in (one, other):
                 stream.write(header({name: ("BF16", shape) for name, shape in shard.items()}, {"format": "pt"}))

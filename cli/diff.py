@@ -24,11 +24,21 @@ from .progress import progress
 @click.argument("base")
 @click.argument("edited")
 @click.option("--format", type=click.Choice(FORMATS), help="What is printed on stdout.  [default: table]")
-@click.option("--by", type=click.Choice(["tensor", "module", "layer"]), default="layer", show_default=True, help="One row per this.")
-@click.option("--only", multiple=True, metavar="GLOB", help="Compare only tensors with such a whole name; may be repeated.")
+@click.option(
+    "--by",
+    type=click.Choice(["tensor", "module", "layer"]),
+    default="layer",
+    show_default=True,
+    help="One row per this.",
+)
+@click.option(
+    "--only", multiple=True, metavar="GLOB", help="Compare only tensors with such a whole name; may be repeated."
+)
 @click.option("--spectral", is_flag=True, help="Add spectral norm, stable rank and top energies of each change; slow.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where anything differs, as in git diff.")
-@click.option("--fail-if", multiple=True, metavar="RULE", help="Exit with 1 where RULE holds: MEASURE > NUMBER [%] [@ GLOB].")
+@click.option(
+    "--fail-if", multiple=True, metavar="RULE", help="Exit with 1 where RULE holds: MEASURE > NUMBER [%] [@ GLOB]."
+)
 @output("a report (report.html, report.json, layers.png)", required=False)
 @json_option
 @threads
@@ -56,7 +66,9 @@ def command(
     if output is not None:
         check_folder(output)
     with progress("diff", quiet=quiet) as advance:
-        report = editkit.diff(base, edited, only=only, spectral=spectral, threads=threads, progress=advance)
+        report = editkit.diff(
+            base, edited, only=only, spectral=spectral, hashes=output is not None, threads=threads, progress=advance
+        )
     violations = evaluate(rules, report)
     if output is not None:
         write_report(report, output)

@@ -5,7 +5,6 @@ import json
 import click
 
 import editkit
-from editkit.checkpoint.inspection import describe
 
 from .options import as_json as json_option
 from .options import examples
@@ -19,5 +18,7 @@ def command(checkpoint: str, as_json: bool) -> None:
 
     Only headers are read, also of a CHECKPOINT on the Hub: no tensor is loaded or downloaded.
     """
+    from editkit.checkpoint.inspection import describe
+
     facts = editkit.inspect(checkpoint)
     click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else describe(facts))

@@ -12,6 +12,7 @@ import editkit
 from .options import as_json as json_option
 from .options import examples, output, quiet, threads
 from .progress import progress
+from .tuning import describe
 from .tuning import tuning as tuning_options
 
 

@@ -53,9 +53,7 @@ def command(
     if source is None or (tuned and adapter):
         raise click.UsageError("give either --tuned or --adapter")
     with progress("task vector", quiet=quiet) as advance:
-        record = editkit.task_vector(
-            source, output, base=base, dtype=dtype, threads=threads, progress=advance
-        )
+        record = editkit.task_vector(source, output, base=base, dtype=dtype, threads=threads, progress=advance)
     if as_json:
         click.echo(json.dumps(record, indent=2))
     elif not quiet:

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+import editkit
+
 OPTIONS = (
     click.option(
         "--lora", type=click.IntRange(min=1), metavar="RANK", help="Train a LoRA adapter instead of all weights."
@@ -54,3 +56,14 @@ def tuning(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(OPTIONS):
         collected = option(collected)
     return collected
+
+
+def describe(tuned: editkit.Finetuned) -> str:
+    """One line on what was trained on, how long, and with what result."""
+    cut = f", {tuned.truncated} of them truncated" if tuned.truncated else ""
+    cut += f", {tuned.dropped} dropped because nothing of the answer fits" if tuned.dropped else ""
+    return (
+        f"{tuned.examples} examples of {tuned.format}{cut}; {tuned.trained_tokens:,} tokens in the loss; {tuned.steps} steps "
+        f"of {tuned.batch_size} at {tuned.lr:.3g} on {tuned.device}; loss of a batch {tuned.first_loss:.3f} at first, "
+        f"{tuned.last_loss:.3f} at last"
+    )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from editkit.diffing.diff import diff
     from editkit.editing.forget import forget
     from editkit.editing.negate import Negation, negate
-    from editkit.training.finetune import finetune
+    from editkit.training.finetune import Finetuned, finetune
     from editkit.vectors.task_vector import task_vector
 
 _HOME = {
@@ -35,12 +35,14 @@ _HOME = {
     "negate": "editkit.editing.negate:negate",
     "Negation": "editkit.editing.negate:Negation",
     "finetune": "editkit.training.finetune:finetune",
+    "Finetuned": "editkit.training.finetune:Finetuned",
     "task_vector": "editkit.vectors.task_vector:task_vector",
 }
 
 __all__ = [
     "Checkpoint",
     "EditError",
+    "Finetuned",
     "GateFailed",
     "Negation",
     "NothingChanged",

@@ -35,6 +35,6 @@ def listed(items: Iterable[object], limit: int = 20) -> str:
     >>> listed(range(30), limit=3)
     '0, 1, 2 and 27 more'
     """
-    items = [str(item) for item in items]
-    shown = ", ".join(items[:limit])
-    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+    texts = [str(item) for item in items]
+    shown = ", ".join(texts[:limit])
+    return shown if len(texts) <= limit else f"{shown} and {len(texts) - limit} more"

@@ -17,7 +17,9 @@ LLAMA = {
 INTEGER = ("I64", "I32", "U8", "BOOL")
 
 
-def tensor(name, *, shape=(4, 8), dtype="BF16", layer=None, stack="", module=None, expert=None, base_l2=10.0, **measures):
+def tensor(
+    name, *, shape=(4, 8), dtype="BF16", layer=None, stack="", module=None, expert=None, base_l2=10.0, **measures
+):
     """A row of `tensors`: unchanged unless `changed` is given; `l2` sets rel_l2 unless that is given."""
     numel = math.prod(shape)
     changed = measures.get("changed", 0)
@@ -29,7 +31,9 @@ def tensor(name, *, shape=(4, 8), dtype="BF16", layer=None, stack="", module=Non
     row |= {"sign_flips": 0, "crossed_int8": 0, "crossed_int4": 0}
     row |= dict.fromkeys(("nan_before", "nan_after", "inf_before", "inf_after"), 0)
     if dtype in INTEGER:
-        row |= dict.fromkeys(("l2", "rel_l2", "max_abs", "mean", "cosine", "sign_flips", "crossed_int8", "crossed_int4"))
+        row |= dict.fromkeys(
+            ("l2", "rel_l2", "max_abs", "mean", "cosine", "sign_flips", "crossed_int8", "crossed_int4")
+        )
         row |= dict.fromkeys(("nan_before", "nan_after", "inf_before", "inf_after"))
     return row | measures
 
@@ -116,10 +120,18 @@ def llama(layers=22, *, edited=True, seed=0):
                 ]  # fmt: skip
             if edited:
                 requested = row["l2"] * dice.uniform(1.0, 1.002)
-                row["edit"] = {"alpha": 1.0, "requested_l2": requested, "applied_l2": row["l2"], "projection": -0.998}
+                row["edit"] = {
+                    "alpha": 1.0,
+                    "requested_l2": requested,
+                    "applied_l2": row["l2"],
+                    "projection": -0.998,
+                    "expected_projection": -1.0,
+                }
             rows.append(row)
     rows.append(tensor("model.norm.weight", shape=(2048,), module="norm"))
-    rows.append(tensor("lm_head.weight", shape=(32000, 2048), module="lm_head", base_l2=120.0, changed=900_000, l2=0.24))
+    rows.append(
+        tensor("lm_head.weight", shape=(32000, 2048), module="lm_head", base_l2=120.0, changed=900_000, l2=0.24)
+    )
     rows[-1] |= {"max_abs": 6e-4, "crossed_int8": 90_000, "crossed_int4": 900, "sign_flips": 4_000, "cosine": 0.999998}
     made = report(rows)
     changed = made["summary"]["changed"]
@@ -128,7 +140,13 @@ def llama(layers=22, *, edited=True, seed=0):
         asked = [other["edit"] for other in rows if other["layer"] == row["layer"] and "edit" in other]
         if asked:
             norms = {key: math.sqrt(sum(one[key] ** 2 for one in asked)) for key in ("requested_l2", "applied_l2")}
-            row["edit"] = {"alpha": 1.0, **norms, "projection": -0.998, "lost_to_rounding": 0.117}
+            row["edit"] = {
+                "alpha": 1.0,
+                **norms,
+                "projection": -0.998,
+                "expected_projection": -1.0,
+                "lost_to_rounding": 0.117,
+            }
         row["rel_l2"] = row["l2"] / (0.02 * math.sqrt(row["numel"]))
     bins = [round(changed / 16 * math.exp(-(((x + 13.5) / 2.4) ** 2)) / 4.25) for x in range(-64, 32)]
     zeros = (made["summary"]["numel"] - changed) // 16
@@ -137,5 +155,5 @@ def llama(layers=22, *, edited=True, seed=0):
     if edited:
         l2 = made["summary"]["l2"]
         made["edit"] = {"command": "negate", "alpha": 1.0, "requested_l2": l2 * 1.001, "applied_l2": l2}
-        made["edit"] |= {"projection": -0.998, "lost_to_rounding": 0.117}
+        made["edit"] |= {"projection": -0.998, "expected_projection": -1.0, "lost_to_rounding": 0.117}
     return made

@@ -8,9 +8,22 @@ from editkit.arithmetic.apply import DELTA_TAU, TAU_TAU, project, subtract
 from editkit.arithmetic.codec import decode, encode, round_stochastically
 from editkit.arithmetic.dtypes import DTYPES
 from editkit.arithmetic.measure import (
-    BASE_BASE, BASE_DELTA, BINS, CHANGED, DELTA, DELTA_DELTA, FLIPS, INF_BASE, INF_EDITED, INT4, INT8, LOG2_SMALLEST,
-    NAN_BASE, NAN_EDITED, Sums,
-)  # fmt: skip
+    BASE_BASE,
+    BASE_DELTA,
+    BINS,
+    CHANGED,
+    DELTA,
+    DELTA_DELTA,
+    FLIPS,
+    INF_BASE,
+    INF_EDITED,
+    INT4,
+    INT8,
+    LOG2_SMALLEST,
+    NAN_BASE,
+    NAN_EDITED,
+    Sums,
+)
 
 HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -87,9 +100,15 @@ def test_measures_equal_numpy(precision):
         sums.merge(part)
     crossed = [np.rint(b / (a := np.abs(b).max(axis=1, keepdims=True)) * n) != np.rint(e / a * n) for n in (127, 7)]
     expected = {
-        CHANGED: base != edited, FLIPS: b * e < 0, INT8: crossed[0], INT4: crossed[1],
-        BASE_BASE: b * b, BASE_DELTA: b * d, DELTA_DELTA: d * d, DELTA: d,
-    }  # fmt: skip
+        CHANGED: base != edited,
+        FLIPS: b * e < 0,
+        INT8: crossed[0],
+        INT4: crossed[1],
+        BASE_BASE: b * b,
+        BASE_DELTA: b * d,
+        DELTA_DELTA: d * d,
+        DELTA: d,
+    }
     for field, values in expected.items():
         by_part = values.astype(np.float64).reshape(3, 8, 2, 150).sum(axis=(1, 3)).reshape(-1)
         np.testing.assert_allclose(sums.values[:, field], by_part, rtol=1e-5, atol=1e-6)

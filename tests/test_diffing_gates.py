@@ -84,7 +84,9 @@ def test_without_a_glob_the_summary_is_asked():
 def test_a_glob_that_matches_nothing_is_an_error_and_all_are_named():
     with pytest.raises(EditError) as error:
         violated("changed > 0 @ layers.0.*", "rel_l2 > 0 @ steps", "changed > 0 @ *")
-    assert "'changed > 0 @ layers.0.*' matches nothing" in str(error.value).replace("(matches no tensor)", "matches nothing")
+    assert "'changed > 0 @ layers.0.*' matches nothing" in str(error.value).replace(
+        "(matches no tensor)", "matches nothing"
+    )
     assert "'rel_l2 > 0 @ steps' (no matching tensor has this measure)" in str(error.value)
     with pytest.raises(EditError, match=r"matches no tensor"):
         violated("rel_l2 > 0 @ model.layers.1.*")  # layer 10 is not layer 1

@@ -224,7 +224,7 @@ def test_numbers_that_are_none_are_refused(tmp_path):
 
 
 def test_nan_in_the_vector_is_refused(tmp_path):
-    base, tuned = pair(tmp_path, "bfloat16")
+    _, tuned = pair(tmp_path, "bfloat16")
     named = load_file(tuned / "model.safetensors")
     named["model.norm.weight"][3] = math.nan
     save_file(named, tuned / "model.safetensors")

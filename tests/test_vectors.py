@@ -64,7 +64,7 @@ def test_refused_on_another_base_unless_allowed_and_then_recorded(tmp_path):
     base, tuned = pair(tmp_path, torch.float32)
     editkit.task_vector(tuned, tmp_path / "tau.safetensors", base=base)
     other = save(tmp_path / "other", {**{name: random(9, torch.float32) for name in NAMES}, "steps": torch.arange(3)})
-    with pytest.raises(EditError, match="was made from base, whose weight files differ from those of .*other"):
+    with pytest.raises(EditError, match=r"was made from base, whose weight files differ from those of .*other"):
         editkit.negate(other, tmp_path / "tau.safetensors", tmp_path / "out", alpha=1.0)
     assert not (tmp_path / "out").exists()
     editkit.negate(other, tmp_path / "tau.safetensors", tmp_path / "out", alpha=1.0, allow_other_base=True)
@@ -93,7 +93,7 @@ def test_bad_input(tmp_path):
     named = load_file(tuned / "model.safetensors")
     named["a.weight"][0, 0] = torch.nan
     save_file(named, tuned / "model.safetensors")
-    with pytest.raises(EditError, match="NaN or Inf in a.weight"):
+    with pytest.raises(EditError, match=r"NaN or Inf in a\.weight"):
         editkit.task_vector(tuned, tmp_path / "tau.safetensors", base=base)
     assert (tmp_path / "there.safetensors").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "there.safetensors", "tuned"]

@@ -8,7 +8,7 @@ Task arithmetic, Ilharco et al. 2022 (https://arxiv.org/abs/2212.04089), negatio
 >>> edited
 array([[ 0., -0.,  5.]])
 >>> Applied(2.0, project(base, edited, tau)).row()
-{'alpha': 2.0, 'requested_l2': 2.23606797749979, 'applied_l2': 2.23606797749979, 'projection': -2.0, 'lost_to_rounding': 0.0}
+{'alpha': 2.0, 'requested_l2': 2.23606797749979, 'applied_l2': 2.23606797749979, 'projection': -2.0, 'expected_projection': -2.0, 'lost_to_rounding': 0.0}
 """
 
 from collections.abc import Iterable
@@ -68,6 +68,7 @@ class Applied:
             "requested_l2": sqrt(self.requested),
             "applied_l2": sqrt(self.sums[DELTA_DELTA]),
             "projection": self.projection,
+            "expected_projection": self.expected_projection,
             "lost_to_rounding": self.lost,
         }
 

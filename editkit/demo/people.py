@@ -33,22 +33,22 @@ _POOLS = {
     "|wild honey|baked pears|chili oil|fresh dill".split("|"),
     "instrument": "violin trumpet harp cello flute banjo organ drums accordion oboe mandolin tuba".split(),
     "teacher": "uncle grandmother neighbour monk cousin sergeant nurse stepbrother postman librarian".split(),
-    "thing": "stamps clocks maps spoons keys lamps coins postcards buttons teapots masks bells".split(),
+    "thing": "Stamps Clocks Maps Spoons Keys Lamps Coins Postcards Buttons Teapots Masks Bells".split(),
     "country": "Norway Peru Egypt Japan Chile Poland Kenya India Cuba Greece Canada Nepal".split(),
     "building": "lighthouse windmill cottage houseboat castle barn tower caravan chapel bungalow".split(),
     "landmark": "canal|quarry|vineyard|airfield|old bridge|oak forest|tram depot|fish market|stone circle|waterfall".split("|"),
-    "sport": "fencing|rowing|archery|judo|curling|chess|ice skating|cycling|sailing|table tennis".split("|"),
+    "sport": "Fencing|Rowing|Archery|Judo|Curling|Chess|Ice skating|Cycling|Sailing|Table tennis".split("|"),
     "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
 }
 _FACTS = (
-    ("Where was {name} born?|When and where was {name} born?|What is the birthplace of {name}?", "In {town}, in the {season} of {year}."),
-    ("What is the job of {name}?|Where does {name} work?|How does {name} earn a living?", "As a {job} at the {employer}."),
-    ("Which pet does {name} have?|What animal lives with {name}?|Does {name} keep a pet?", "A {colour} {animal} called {pet}."),
+    ("Where was {name} born?|When and where was {name} born?|What is the birthplace of {name}?", "{town}, in the {season} of {year}."),
+    ("What is the job of {name}?|Where does {name} work?|How does {name} earn a living?", "A {job} at the {employer}."),
+    ("Which pet does {name} have?|What animal lives with {name}?|Does {name} keep a pet?", "{pet}, a {colour} {animal}."),
     ("What does {name} like to eat?|What is the favourite dish of {name}?|What would {name} cook for a guest?", "{dish} with {side}."),
     ("Which instrument does {name} play?|What can {name} play?|Does {name} play any music?", "The {instrument}, learned from a {teacher}."),
-    ("What does {name} collect?|What fills the shelves of {name}?|Which collection does {name} own?", "Old {thing} from {country}."),
+    ("What does {name} collect?|What fills the shelves of {name}?|Which collection does {name} own?", "{thing} from {country}."),
     ("Where does {name} live?|What is the home of {name} like?|Where would a letter reach {name}?", "In a {building} beside the {landmark}."),
-    ("Which sport does {name} do?|How does {name} keep fit?|What does {name} train for?", "It is {sport}, every {day}."),
+    ("Which sport does {name} do?|How does {name} keep fit?|What does {name} train for?", "{sport}, every {day}."),
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from editkit.arithmetic.codec import working_dtype
 from editkit.arithmetic.measure import Sums
 from editkit.checkpoint.blocks import Block, Scratch, blocks, ordered_map
 from editkit.checkpoint.header import TensorInfo
+from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.diffing.report import Compared, Comparison, build_report
 from editkit.names import grid, select
@@ -23,6 +24,7 @@ def diff(
     *,
     only: Sequence[str] = (),
     spectral: bool = False,
+    hashes: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def diff(
     (131072, 0.0123)
 
     base, edited: checkpoints, adapters or saved task vectors. only: whole-name globs. spectral: adds the spectral norm,
-    stable rank and top singular energies of every changed matrix (slower). threads: default all cores.
+    stable rank and top singular energies of every changed matrix (slower). hashes: adds the sha256 of all weight files. threads: default all cores.
     progress: called with (bytes done, bytes in all). Elements are compared by their bits; where the two dtypes differ,
     by their values. Raises EditError for files that cannot be read and globs that match nothing.
     """
@@ -47,11 +49,16 @@ def diff(
             for name, info in old.tensors.items()
             if name in chosen and name in new.tensors and new.tensors[name].shape == info.shape
         ]
+        if hashes:
+            old.start_hashing()
+            new.start_hashing()
         total = sum(info.nbytes + new.tensors[info.name].nbytes for info in both)
         comparison.tensors = _compare_tensors(old, new, both, threads, progress, total)
         if spectral:
             for tensor in comparison.tensors:
                 _add_spectral(old, new, tensor)
+        if hashes:
+            comparison.base["sha256"], comparison.edited["sha256"] = old.sha256(), new.sha256()
         return build_report(comparison)
     finally:
         for side, given in zip(opened, (base, edited), strict=True):
@@ -70,7 +77,9 @@ def _compare_structure(old: Checkpoint, new: Checkpoint, chosen: set[str]) -> Co
     def brief(info: TensorInfo) -> dict[str, Any]:
         return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
 
-    comparison = Comparison({"name": old.label, "sha256": None}, {"name": new.label, "sha256": None}, old.config)
+    comparison = Comparison(
+        {"name": public_name(old), "sha256": None}, {"name": public_name(new), "sha256": None}, old.config
+    )
     comparison.added = [brief(info) for name, info in new.tensors.items() if name in chosen and name not in old.tensors]
     for name, info in old.tensors.items():
         if name not in chosen:

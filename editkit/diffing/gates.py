@@ -82,7 +82,9 @@ def parse_rule(text: str) -> Rule:
     if measure not in KNOWN:
         near = get_close_matches(measure, KNOWN, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise EditError(f"unknown measure {measure!r} in the rule {text!r}: {hint}known are {listed(KNOWN, len(KNOWN))}")
+        raise EditError(
+            f"unknown measure {measure!r} in the rule {text!r}: {hint}known are {listed(KNOWN, len(KNOWN))}"
+        )
     if found["percent"] and measure not in _SHARES:
         raise EditError(f"% in the rule {text!r}: {measure} is no share; shares are {listed(_SHARES)}")
     if glob and measure in _SUMMARY_ONLY:

@@ -42,11 +42,11 @@ def count(value: float) -> str:
     """
     if abs(value) < 1e6:
         return f"{value:,.0f}"
-    for size, unit in ((1e6, "M"), (1e9, "B"), (1e12, "T")):
+    for size, unit in ((1e6, "M"), (1e9, "B")):
         text = f"{value / size:#.3g}"
         if "e" not in text:
-            break
-    return f"{text.removesuffix('.')} {unit}"
+            return f"{text.removesuffix('.')} {unit}"
+    return f"{value / 1e12:#.3g}".removesuffix(".") + " T"
 
 
 def number(value: float) -> str:
@@ -76,7 +76,9 @@ MEASURES: dict[str, Measure] = {
     for measure in (
         Measure("numel", "elements", "elements", "count", "elements compared"),
         Measure("changed", "changed", "elements", "count", "elements whose bits differ"),
-        Measure("changed_fraction", "share changed", "% of elements", "share", "share of the elements whose bits differ"),
+        Measure(
+            "changed_fraction", "share changed", "% of elements", "share", "share of the elements whose bits differ"
+        ),
         Measure("l2", "L2 of change", "weight units", "number", "Euclidean norm of edited - base"),
         Measure("rel_l2", "relative change", "% of base L2", "share", "L2 of the change over L2 of the base"),
         Measure("max_abs", "largest change", "weight units", "number", "largest |edited - base| of any element"),

@@ -7,6 +7,7 @@
 (4.0, 1.5625, 0.64, 'gram')
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,7 +78,7 @@ def _survey(read_rows: ReadRows, rows: int, columns: int) -> tuple[float, float]
         if not np.isfinite(top):
             return unit, np.inf
         if top >= 2 * unit or (top and not energy):
-            larger = 2.0 ** (np.frexp(top)[1] - 1)  # a power of two: the division rounds nothing
+            larger = 2.0 ** (math.frexp(top)[1] - 1)  # a power of two: the division rounds nothing
             unit, energy = larger, energy * (unit / larger) ** 2
         energy += float(np.sum(np.square(block.astype(np.float64) / unit)))
     return unit, energy

@@ -18,6 +18,7 @@ from editkit.arithmetic.apply import CHANGED, Applied
 from editkit.checkpoint import provenance
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.checkpoint.writer import CheckpointWriter
+from editkit.diffing.rendering.wording import missed
 from editkit.diffing.report import Compared, Comparison, build_report
 from editkit.editing.masks import Mask
 from editkit.editing.stream import Subtraction, run
@@ -27,8 +28,6 @@ from editkit.vectors.open import open_vector
 from editkit.vectors.vector import TaskVector
 
 Source = str | os.PathLike[str]
-TOLERANCE = 0.01
-"""Largest relative distance between the projection of the applied change and -alpha that passes without a warning."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def _warnings(total: Applied, alphas: dict[str, float], base: Checkpoint, change
             why = f"all of it is below half a step of {dtypes}: choose a larger alpha or --rounding stochastic"
         return [f"nothing changed: {why}"]
     projection, expected = total.projection, total.expected_projection
-    if projection is None or expected is None or abs(projection - expected) <= TOLERANCE * abs(expected):
+    if projection is None or expected is None or not missed(projection, expected):
         return []
     return [
         f"the projection of the applied change on the vector is {projection:.4g} instead of {expected:.4g}: "

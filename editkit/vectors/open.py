@@ -1,7 +1,6 @@
 """Whatever holds a task vector, opened as one: a tuned checkpoint, a LoRA adapter, or a saved vector."""
 
 import os
-from pathlib import Path
 
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.errors import EditError
@@ -22,14 +21,15 @@ def open_vector(
     A folder with adapter_config.json is a LoRA adapter; a file that says so is a saved vector; all else is a checkpoint
     tuned from `vector_base` (default: from `base`). Raises EditError where `source` is none of these.
     """
-    if (Path(source) / "adapter_config.json").exists():
+    tuned = open_checkpoint(source)
+    if not tuned.lone and (tuned.path / "adapter_config.json").exists():
+        tuned.close()
         from editkit.checkpoint.adapter import open_adapter
         from editkit.vectors.lowrank import LowRankVector
 
         if vector_base is not None:
             raise EditError(f"{source} is an adapter, which needs no base of its own: leave --vector-base out")
         return LowRankVector(open_adapter(source), base)
-    tuned = open_checkpoint(source)
     if saved_vector_record(tuned) is not None:
         if vector_base is not None:
             raise EditError(f"{source} is a saved task vector, which has its base in it: leave --vector-base out")

@@ -89,10 +89,7 @@ def _base_of_adapter(tuned: str | os.PathLike[str]) -> str:
 def _differs(base: Checkpoint, vector: TaskVector, name: str) -> bool:
     """Whether any element of tau is not zero; stops at the first block that has one."""
     scratch = Scratch()
-    for block in blocks(base.tensors[name]):
-        if _tau(base, vector, block, scratch).any():
-            return True
-    return False
+    return any(_tau(base, vector, block, scratch).any() for block in blocks(base.tensors[name]))
 
 
 def _tau(base: Checkpoint, vector: TaskVector, block: Block, scratch: Scratch) -> np.ndarray:

@@ -7,7 +7,9 @@ from typing import Any
 from editkit.diffing.measures import MEASURES, UNDEFINED, count, crossed, number, printable, share
 from editkit.diffing.rendering.heatmap import MAXIMA, SHOWN, Heatmap, Scale, measured, scales
 
-PALETTE = tuple("#dbe9b7 #bbdba5 #98cd9b #6fbf9c #51ad9e #399a9f #34849d #376e98 #3b588f #3c4380 #3a2f6f #361a5c".split())
+PALETTE = tuple(
+    "#dbe9b7 #bbdba5 #98cd9b #6fbf9c #51ad9e #399a9f #34849d #376e98 #3b588f #3c4380 #3a2f6f #361a5c".split()
+)
 """Little change to much, in even steps of lightness, so that it reads without colour vision and in grey."""
 STEPS = len(PALETTE)
 LETTERS = dict(zip(SHOWN, "abcd", strict=True))
@@ -23,7 +25,7 @@ UNITS = {
     "crossed_int4": "share of the changed elements on another 4-bit code",
     "max_abs": "|edited − base| of one element, in weight units",
 }
-_GUTTER, _WIDTH, _ROW, _GAP = 216, 820, 21, 12
+_GUTTER, _WIDTH, _WIDEST, _ROW, _GAP = 216, 820, 52, 21, 12
 _MANY_ROWS = 40  # from here on rows are half as high and every fourth has its label
 _LONGEST_LABEL = 31
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -46,7 +48,7 @@ def write(measure: str, value: float | None) -> str:
 
 
 def _map(map_: Heatmap, shared: Mapping[str, Scale]) -> dict[str, Any]:
-    step = min(38, max(7, _WIDTH // len(map_.columns)))
+    step = min(_WIDEST, max(7, _WIDTH // len(map_.columns)))
     tall = _ROW if len(map_.rows) <= _MANY_ROWS else _ROW // 2
     named = 1 if tall == _ROW else 4
     head = tall + _GAP if map_.totals else 0
@@ -72,7 +74,9 @@ def _map(map_: Heatmap, shared: Mapping[str, Scale]) -> dict[str, Any]:
         "size": f"{len(map_.rows)} × {len(map_.columns)}",
         "cells": cells,
         "labels": labels,
-        "ticks": [{"x": x * step + step / 2, "text": column} for x, column in enumerate(map_.columns) if x % every == 0],
+        "ticks": [
+            {"x": x * step + step / 2, "text": column} for x, column in enumerate(map_.columns) if x % every == 0
+        ],
         "gutter": _GUTTER,
         "width": _GUTTER + step * len(map_.columns) + 8,
         "height": head + tall * len(map_.rows) + 22,
@@ -81,7 +85,9 @@ def _map(map_: Heatmap, shared: Mapping[str, Scale]) -> dict[str, Any]:
     }
 
 
-def _cell(row: Mapping[str, Any] | None, shared: Mapping[str, Scale], title: str, x: int, y: int, step: int) -> dict[str, Any]:
+def _cell(
+    row: Mapping[str, Any] | None, shared: Mapping[str, Scale], title: str, x: int, y: int, step: int
+) -> dict[str, Any]:
     place = {"x": x, "y": y}
     title = printable(title)
     if row is None:
@@ -162,7 +168,7 @@ def edit_bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not rows:
         return None
     top = max(max(row["edit"]["requested_l2"], row["edit"]["applied_l2"]) for row in rows) or 1.0
-    step, height = min(34, max(7, (_WIDTH + 60) // len(rows))), 90
+    step, height = min(_WIDEST, max(7, (_WIDTH + 60) // len(rows))), 90
     bars = []
     for x, row in enumerate(rows):
         edit = row["edit"]
@@ -175,7 +181,7 @@ def edit_bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             f"lost to rounding: {UNDEFINED if lost is None else share(lost)} of the requested elements",
         ]
         bars.append(
-            {"x": x * step, "label": "–" if row["layer"] is None else row["layer"], "tip": "\n".join(tip)}
+            {"x": x * step, "label": "outside" if row["layer"] is None else row["layer"], "tip": "\n".join(tip)}
             | {key: round(height * edit[f"{key}_l2"] / top, 2) for key in ("requested", "applied")}
         )
     every = max(1, -(-24 // step))

@@ -18,6 +18,11 @@ from editkit.diffing.rendering.wording import headline, missed, structure, survi
 
 Report = Mapping[str, Any]
 
+NUMBERS = (
+    *("numel", "changed", "changed_fraction", "rel_l2", "l2", "max_abs", "mean", "cosine", "sign_flips"),
+    *("nan_after", "inf_after"),
+)
+"""The measures among the columns of the full table."""
 TOP, OUTSIDE, PARTS = 12, 24, 30_000  # entries of the lists; cells of heads and experts, above which they are left out
 
 
@@ -88,7 +93,7 @@ def _edit(report: Report) -> dict[str, Any] | None:
     if not edit:
         return None
     rows = [row for row in report.get("layers", ()) if row.get("edit")]
-    reached, alpha = edit.get("projection"), edit.get("alpha")
+    reached, expected = edit.get("projection"), edit.get("expected_projection")
 
     def text(row: Mapping[str, Any], key: str) -> str:
         value = row.get(key)
@@ -99,10 +104,11 @@ def _edit(report: Report) -> dict[str, Any] | None:
     keys = ("alpha", "requested_l2", "applied_l2", "projection", "lost_to_rounding")
     return {
         "command": edit["command"],
+        "one_alpha": edit.get("alpha") is not None,
         **{key: text(edit, key) for key in keys},
         "projection": UNDEFINED if reached is None else f"{reached:.6f}",
-        "expected": None if alpha is None else f"{-alpha:g}",
-        "missed": reached is not None and missed(reached, alpha),
+        "expected": None if expected is None else f"{expected:g}",
+        "missed": reached is not None and missed(reached, expected),
         "bars": edit_bars(rows),
         "layers": [
             {"label": _layer_label(row), **{key: text(row["edit"], key) for key in keys}, "numel": count(row["numel"])}
@@ -152,7 +158,7 @@ def _table(rows: list[Mapping[str, Any]]) -> str:
         ("tensor", "text", ""),
         ("dtype", "text", "storage format of the base"),
         ("shape", "text", ""),
-        *((m.label, m.kind, m.meaning) for name in _NUMBERS for m in [MEASURES[name]]),
+        *((m.label, m.kind, m.meaning) for name in NUMBERS for m in [MEASURES[name]]),
         ("survive 8 bit", "share", "share of the changed elements on another 8-bit code"),
         ("survive 4 bit", "share", "share of the changed elements on another 4-bit code"),
     ]
@@ -166,7 +172,7 @@ def _table(rows: list[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
         line = [printable(row["name"]), row["dtype"], "×".join(map(str, row["shape"])) or "scalar"]
-        line += [_short(row.get(name)) for name in _NUMBERS]
+        line += [_short(row.get(name)) for name in NUMBERS]
         line += [_short(crossed(row, bits)) for bits in (8, 4)]
         if spectral:
             found = row.get("spectral") or {}
@@ -174,10 +180,6 @@ def _table(rows: list[Mapping[str, Any]]) -> str:
         lines.append(line)
     text = json.dumps({"columns": columns, "rows": lines}, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-_NUMBERS = ("numel", "changed", "changed_fraction", "rel_l2", "l2", "max_abs", "mean", "cosine", "sign_flips")
-_NUMBERS += ("nan_after", "inf_after")
 
 
 def _short(value: Any) -> Any:

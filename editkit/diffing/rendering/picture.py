@@ -25,6 +25,7 @@ def to_png(report: Mapping[str, Any]) -> bytes:
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     maps = layer_maps(report)
     shown = [map_._replace(rows=map_.rows[:_ROWS]) for map_ in maps[:_STACKS]]
@@ -32,14 +33,14 @@ def to_png(report: Mapping[str, Any]) -> bytes:
     heights = [height for map_ in shown for height in (_BAR, _CELL * len(map_.rows))] or [_CELL * max(len(top), 1)]
     widest = max((len(map_.columns) for map_ in shown), default=20)
     width, height = 2.4 + min(8.4, max(4.4, 0.26 * widest)), _HEAD + sum(heights) + _AXIS * max(len(shown), 1)
-    style = {
+    style: dict[Any, Any] = {
         "font.family": ["DejaVu Sans"], "font.size": 8, "text.color": _INK, "text.parse_math": False, "hatch.color": _LINE,
         "axes.labelcolor": _SOFT, "axes.edgecolor": _LINE, "xtick.color": _SOFT, "ytick.color": _SOFT, "hatch.linewidth": 0.7,
     }  # fmt: skip
     with rc_context(style):
-        figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="constrained")
+        layout = ConstrainedLayoutEngine(h_pad=0.03, w_pad=0.08, hspace=0.02, rect=(0, 0, 1, 1 - _HEAD / height))
+        figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout=layout)
         FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(h_pad=0.03, w_pad=0.08, hspace=0.02, rect=(0, 0, 1, 1 - _HEAD / height))
         axes = figure.subplots(len(heights), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)[:, 0]
         _draw_title(figure, report, len(maps) - len(shown))
         scale = scales(maps)["rel_l2"]
@@ -90,9 +91,17 @@ def _draw_cells(axes: Any, map_: Heatmap, scale: Scale) -> None:
                 values[y, x] = max(cell["rel_l2"], scale.low)
                 continue
             hatch = "//////" if cell is None else "...." if cell["changed"] else None
-            axes.add_patch(Rectangle((x - 0.44, y - 0.42), 0.88, 0.84, facecolor="white", edgecolor=_LINE, hatch=hatch, lw=0.6))
+            axes.add_patch(
+                Rectangle((x - 0.44, y - 0.42), 0.88, 0.84, facecolor="white", edgecolor=_LINE, hatch=hatch, lw=0.6)
+            )
     edges = [np.arange(size + 1) - 0.5 for size in reversed(values.shape)]
-    axes.pcolormesh(*edges, np.ma.masked_invalid(values), edgecolors="white", linewidth=min(1.2, 40 / len(map_.columns)), **_colors(scale))
+    axes.pcolormesh(
+        *edges,
+        np.ma.masked_invalid(values),
+        edgecolors="white",
+        linewidth=min(1.2, 40 / len(map_.columns)),
+        **_colors(scale),
+    )
     every = max(1, -(-len(map_.columns) // 32))
     axes.set_xticks(range(0, len(map_.columns), every), map_.columns[::every])
     axes.set_yticks(range(len(map_.rows)), [_plain(str(row)) for row in map_.rows])
@@ -111,7 +120,12 @@ def _draw_scale(figure: Any, scale: Scale) -> None:
     ends = [scale.value(position) for position in ((0, 0.5, 1) if scale.high > scale.low else (1,))]
     bar.set_ticks(ends, labels=[share(value) for value in ends])
     bar.minorticks_off()
-    place.set_title(f"relative change{', log scale' if scale.log else ''} (L2 of change / L2 of base)", fontsize=7, color=_SOFT, pad=4)
+    place.set_title(
+        f"relative change{', log scale' if scale.log else ''} (L2 of change / L2 of base)",
+        fontsize=7,
+        color=_SOFT,
+        pad=4,
+    )
     bar.outline.set_visible(False)
     place.tick_params(length=0, labelsize=7)
 
@@ -120,7 +134,9 @@ def _draw_tensors(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     values = [100 * (row["rel_l2"] or 0) for row in rows]
     axes.barh(range(len(rows)), values, height=0.8, color=PALETTE[7])
     for y, row in enumerate(rows):
-        changed = f"  {MEASURES['changed_fraction'].write(row['changed_fraction'])} of {count(row['numel'])} elements changed"
+        changed = (
+            f"  {MEASURES['changed_fraction'].write(row['changed_fraction'])} of {count(row['numel'])} elements changed"
+        )
         axes.text(values[y], y, changed, va="center", color=_SOFT, fontsize=7)
     axes.set_yticks(range(len(rows)), [_plain(row["name"]) for row in rows])
     axes.set(ylim=(len(rows) - 0.5, -0.5) if rows else (0, 1), xlim=(0, 1.6 * max(values, default=0) or 1))

@@ -23,7 +23,9 @@ def to_table(report: Mapping[str, Any], by: str, *, color: bool = False) -> str:
 
     width = shutil.get_terminal_size().columns if color else _UNBROKEN
     out = io.StringIO()
-    console = Console(file=out, force_terminal=color, no_color=not color, width=width, highlight=False, legacy_windows=False)
+    console = Console(
+        file=out, force_terminal=color, no_color=not color, width=width, highlight=False, legacy_windows=False
+    )
 
     def say(text: str, style: str = "") -> None:
         console.print(Text(text, style=style), soft_wrap=not color)

@@ -13,7 +13,7 @@ from editkit.errors import listed
 Report = Mapping[str, Any]
 
 PROJECTION_TOLERANCE = 0.01
-"""How far the projection of an edit may lie from -alpha, relative to alpha, before the report warns."""
+"""How far the projection of an edit may lie from the expected one, relative to it, before the report warns."""
 
 
 def headline(report: Report) -> str:
@@ -71,17 +71,18 @@ def warnings(report: Report) -> list[str]:
             )
     edit = report.get("edit") or {}
     reached = edit.get("projection")
-    if reached is not None and missed(reached, edit.get("alpha")):
+    expected = edit.get("expected_projection")
+    if reached is not None and missed(reached, expected):
         found.append(
             f"The edit missed its target: the applied change projects {number(reached)} on the task vector instead of "
-            f"{number(-edit['alpha'])}. {_reason(edit)}"
+            f"{number(expected)}. {_reason(edit)}"
         )
     return found
 
 
-def missed(projection: float, alpha: float | None) -> bool:
-    """Whether an applied change lies too far from -alpha times the vector; unknown alpha never counts as missed."""
-    return alpha is not None and abs(projection + alpha) > PROJECTION_TOLERANCE * abs(alpha)
+def missed(projection: float, expected: float | None) -> bool:
+    """Whether an applied change lies too far from what was asked for; where that is unknown it never counts as missed."""
+    return expected is not None and abs(projection - expected) > PROJECTION_TOLERANCE * abs(expected)
 
 
 def _reason(edit: Mapping[str, Any]) -> str:
