@@ -16,9 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-
-import numpy as np
 
 HIDDEN, INNER, KEYS, VOCABULARY, SHARD = 2048, 5632, 256, 32000, 500_000_000
 
@@ -47,12 +46,14 @@ def shapes(layers: int) -> dict[str, tuple[int, ...]]:
 
 def make_pair(base: Path, tuned: Path, layers: int) -> None:
     """Random weights of deviation 0.02, and the same with 5 % noise on top."""
+    import numpy as np
+
     from editkit.arithmetic.codec import encode
     from editkit.checkpoint.header import encode as header
 
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     for name, shape in shapes(layers).items():
-        if shards[-1] and 2 * sum(int(np.prod(s)) for s in [*shards[-1].values(), shape]) > SHARD:
+        if shards[-1] and 2 * sum(prod(s) for s in [*shards[-1].values(), shape]) > SHARD:
             shards.append({})
         shards[-1][name] = shape
     config = {
@@ -74,7 +75,7 @@ def make_pair(base: Path, tuned: Path, layers: int) -> None:
                 weights = rng.standard_normal(shape, np.float32) * np.float32(0.02)
                 one.write(encode(weights, "BF16"))
                 other.write(encode(weights + rng.standard_normal(shape, np.float32) * np.float32(0.001), "BF16"))
-    size = sum(2 * int(np.prod(shape)) for shape in shapes(layers).values())
+    size = sum(2 * prod(shape) for shape in shapes(layers).values())
     for folder in (base, tuned):
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -118,11 +119,14 @@ def main() -> None:
     parser.add_argument("--mergekit", help="the mergekit-yaml command, in an environment of its own")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--make", action="store_true", help="only make the pair of models")
     options = parser.parse_args()
     work = options.workdir.resolve()
     base, tuned, ours, theirs = (work / f"{name}-{options.layers}" for name in ("base", "tuned", "editkit", "mergekit"))
-    if not tuned.exists():
-        make_pair(base, tuned, options.layers)
+    if options.make:
+        return make_pair(base, tuned, options.layers)
+    if not tuned.exists():  # in a process of its own: a child's peak memory counts from its parent's size
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make"], check=True)
     tiny = work / "tiny"
     if not tiny.exists():
         make_tiny(tiny)
@@ -158,7 +162,7 @@ def main() -> None:
                 runs[name].append(run)
     seconds = {name: statistics.median(wall for wall, _ in found) for name, found in runs.items()}
     print(
-        f"{2 * sum(int(np.prod(s)) for s in shapes(options.layers).values()) / 1e9:.2f} GB a checkpoint, n = {options.runs} runs"
+        f"{2 * sum(prod(s) for s in shapes(options.layers).values()) / 1e9:.2f} GB a checkpoint, n = {options.runs} runs"
     )
     print(
         "| command | wall, s: median (min to max) | peak memory, MB: median | to mergekit, wall | to mergekit, memory |"

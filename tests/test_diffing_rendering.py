@@ -75,7 +75,7 @@ def test_what_must_not_be_overlooked_is_said():
     [text] = warnings(report([tensor("a", changed=1)], edit=edit))
     assert "projects -1.90 on the task vector instead of -2.00" in text and "lost 25.0 %" in text
     assert warnings(report([tensor("a", changed=1)], edit=edit | {"projection": -1.99})) == []
-    assert not missed(-0.5, None) and missed(-0.98, 1.0) and not missed(-0.995, 1.0)
+    assert not missed(-0.5, None) and missed(-0.98, -1.0) and not missed(-0.995, -1.0)
 
 
 def test_the_table_is_plain_text_and_coloured_on_request_only():
