@@ -194,3 +194,20 @@ def test_spectral_of_a_rank_one_change(tmp_path):
     assert got["norm"] == pytest.approx(norm, rel=1e-6) and got["stable_rank"] == pytest.approx(1, abs=1e-4)
     assert got["energy"]["1"] == pytest.approx(1, abs=1e-4)
     assert row(report, "same.weight")["spectral"]["norm"] == 0
+
+
+def test_every_key_of_a_report_is_documented(tmp_path):
+    base = {Q: random((16, 16)), "model.layers.0.mlp.experts.up": random((2, 4, 8)), "a": random((2, 2))}
+    a = save(tmp_path / "a", base)
+    b = save(tmp_path / "b", {**{name: tensor * 2 for name, tensor in base.items()}, "a": random((3, 2)), "c": random((2,))})
+    save(tmp_path / "tuned", {name: tensor * 2 for name, tensor in base.items()})
+    reports = [editkit.diff(a, b, spectral=True), editkit.negate(a, tmp_path / "tuned", tmp_path / "out", alpha=1.0).report]
+    documented = (Path(__file__).parents[1] / "docs" / "formats.md").read_text("utf-8")
+
+    def keys(item) -> set[str]:
+        if isinstance(item, dict):
+            return set(item) | {key for value in item.values() for key in keys(value)}
+        return {key for value in item for key in keys(value)} if isinstance(item, list) else set()
+
+    found = keys(reports) - {"1", "4", "16", "64", "model.safetensors"}
+    assert len(found) > 40 and not [key for key in sorted(found) if f"`{key}`" not in documented]
