@@ -7,7 +7,9 @@ from typing import Any
 
 from editkit.checkpoint.reader import open_checkpoint
 from editkit.checkpoint.writer import CheckpointWriter
-from editkit.editing.negate import Negation, Source, check_settings, negate
+from editkit.editing.masks import Mask
+from editkit.editing.negate import Negation, Source, check_settings, negate, refuse_quantized
+from editkit.names import select
 from editkit.training.finetune import Finetuned, finetune
 from editkit.vectors.task_vector import task_vector
 
@@ -35,9 +37,15 @@ def forget(
 
     Raises EditError as those two do, before any training where the fault shows then; nothing is left behind.
     """
-    check_settings(alpha, negate_settings.get("alpha_for") or {}, negate_settings.get("rounding", "nearest"))
-    with open_checkpoint(model) as base:
-        CheckpointWriter(base, output, inputs=[data])  # refuses a bad output before hours of training
+    alpha_for, mask = negate_settings.get("alpha_for") or {}, negate_settings.get("mask")
+    check_settings(alpha, alpha_for, negate_settings.get("rounding", "nearest"))
+    with open_checkpoint(model) as base:  # what `negate` would refuse is refused before hours of training
+        refuse_quantized(base)
+        select(base.tensors, negate_settings.get("only", ()))
+        select(base.tensors, list(alpha_for), "--alpha-for")
+        CheckpointWriter(base, output, inputs=[data])
+        if mask is not None:
+            Mask(mask, base).file.close()
     place, start = Path(output).expanduser().resolve(), vector_base or model
     place.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.tuning-") as folder:

@@ -85,6 +85,7 @@ def negate(
         raise EditError("no output folder given: name one, or ask for a dry run")
     with ExitStack() as stack:
         base = stack.enter_context(open_checkpoint(model))
+        refuse_quantized(base)
         tau = open_vector(vector, base, vector_base=vector_base, allow_other_base=allow_other_base)
         for checkpoint in tau.inputs:
             stack.callback(checkpoint.close)
@@ -130,6 +131,15 @@ def check_settings(alpha: float, alpha_for: Mapping[str, float], rounding: str) 
         raise EditError(f"rounding {rounding!r} is unknown: say nearest or stochastic")
 
 
+def refuse_quantized(base: Checkpoint) -> None:
+    """Raise EditError for a checkpoint whose stored numbers are codes, not weights."""
+    if base.quantization:
+        raise EditError(
+            f"{base.label} is quantized ({base.quantization}): arithmetic on its codes would be wrong; give the checkpoint "
+            "in full precision"
+        )
+
+
 def _alphas(
     base: Checkpoint,
     tau: TaskVector,
@@ -139,11 +149,6 @@ def _alphas(
     mask: Mask | None,
 ) -> dict[str, float]:
     """The tensors to edit, each with its alpha. A tensor whose alpha is 0 is copied."""
-    if base.quantization:
-        raise EditError(
-            f"{base.label} is quantized ({base.quantization}): arithmetic on its codes would be wrong; give the checkpoint "
-            "in full precision"
-        )
     named = set(select(base.tensors, only)) & set(mask.names if mask else base.tensors)
     alphas = {name: alpha for name in tau.names if name in named and base.tensors[name].item.floating}
     for glob, value in alpha_for.items():

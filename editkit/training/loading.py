@@ -71,7 +71,11 @@ def file_tensors(model: Any, base: Checkpoint) -> "dict[str, torch.Tensor]":
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    state = revert_weight_conversion(model, model.state_dict())
+    prefix = f"{model.base_model_prefix}."  # which the files of a bare model, such as GPT-2, do not have
+    state = {
+        name if name in base.tensors else name.removeprefix(prefix): tensor
+        for name, tensor in revert_weight_conversion(model, model.state_dict()).items()
+    }
     joined = {name: tensor for name, tensor in state.items() if name in base.tensors}
     carried = {tensor.data_ptr() for tensor in joined.values()}
     lost = [name for name, tensor in state.items() if name not in joined and tensor.data_ptr() not in carried]
