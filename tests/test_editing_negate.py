@@ -258,7 +258,7 @@ def test_quantized_base_is_refused_by_method(tmp_path):
     (tmp_path / "base" / "config.json").write_text(
         json.dumps({**CONFIG, "quantization_config": {"quant_method": "gptq"}})
     )
-    refused(tmp_path, r"quantized \(gptq\)")
+    refused(tmp_path, r"quantized: .*base \(gptq\)")
 
 
 def test_tied_base_and_untied_tuned_model(tmp_path):

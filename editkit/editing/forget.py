@@ -8,10 +8,11 @@ from typing import Any
 from editkit.checkpoint.reader import open_checkpoint
 from editkit.checkpoint.writer import CheckpointWriter
 from editkit.editing.masks import Mask
-from editkit.editing.negate import Negation, Source, check_settings, negate, refuse_quantized
+from editkit.editing.negate import Negation, Source, check_settings, negate
 from editkit.names import select
 from editkit.training.finetune import Finetuned, finetune
 from editkit.vectors.task_vector import task_vector
+from editkit.vectors.vector import refuse_quantized
 
 
 def forget(

@@ -25,7 +25,7 @@ from editkit.editing.stream import Subtraction, run
 from editkit.errors import EditError
 from editkit.names import parse, select
 from editkit.vectors.open import open_vector
-from editkit.vectors.vector import TaskVector
+from editkit.vectors.vector import TaskVector, refuse_quantized
 
 Source = str | os.PathLike[str]
 
@@ -129,15 +129,6 @@ def check_settings(alpha: float, alpha_for: Mapping[str, float], rounding: str) 
         raise EditError(f"{' and '.join(wrong)} is not a finite number: give one such as 1.0")
     if rounding not in ("nearest", "stochastic"):
         raise EditError(f"rounding {rounding!r} is unknown: say nearest or stochastic")
-
-
-def refuse_quantized(base: Checkpoint) -> None:
-    """Raise EditError for a checkpoint whose stored numbers are codes, not weights."""
-    if base.quantization:
-        raise EditError(
-            f"{base.label} is quantized ({base.quantization}): arithmetic on its codes would be wrong; give the checkpoint "
-            "in full precision"
-        )
 
 
 def _alphas(

@@ -9,7 +9,7 @@ from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import EditError, listed
 from editkit.names import tied_pair
-from editkit.vectors.vector import misfits
+from editkit.vectors.vector import misfits, refuse_quantized
 
 
 class DifferenceVector:
@@ -34,7 +34,8 @@ class DifferenceVector:
         return name if name in other.tensors else self._tied.get(name, name)
 
     def check(self, base: Checkpoint, names: list[str]) -> None:
-        problems = [f"{other.label} is quantized ({other.quantization})" for other in self.inputs if other.quantization]
+        refuse_quantized(*self.inputs)
+        problems: list[str] = []
         for other in self.inputs:
             problems += misfits(base, other, {name: self._name(other, name) for name in names})
         extra = [name for name in self.tuned.tensors if name not in base.tensors]

@@ -19,7 +19,7 @@ from editkit.checkpoint.single import SingleFileWriter, check_new_file
 from editkit.errors import EditError
 from editkit.vectors.dense import FORMAT
 from editkit.vectors.open import open_vector
-from editkit.vectors.vector import TaskVector
+from editkit.vectors.vector import TaskVector, refuse_quantized
 
 SAVED_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -53,8 +53,7 @@ def task_vector(
         vector = open_vector(tuned, start)
         for checkpoint in vector.inputs:
             stack.callback(checkpoint.close)
-        if start.quantization:
-            raise EditError(f"{start.label} is quantized ({start.quantization}): give the checkpoint in full precision")
+        refuse_quantized(start)
         vector.check(start, vector.names)
         for checkpoint in (start, *vector.inputs):
             checkpoint.start_hashing()

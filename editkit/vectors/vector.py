@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from editkit.checkpoint.reader import Checkpoint
-from editkit.errors import listed
+from editkit.errors import EditError, listed
 
 
 class TaskVector(Protocol):
@@ -50,3 +50,11 @@ def misfits(base: Checkpoint, other: Checkpoint, names: Mapping[str, str]) -> li
     if whole:
         problems.append(f"{other.label} holds whole numbers where {base.label} holds floating point: {listed(whole)}")
     return problems
+
+
+def refuse_quantized(*checkpoints: Checkpoint) -> None:
+    """Raise EditError for checkpoints whose stored numbers are codes, not weights."""
+    if coded := [f"{one.label} ({one.quantization})" for one in checkpoints if one.quantization]:
+        raise EditError(
+            f"quantized: {listed(coded)}; arithmetic on stored codes would be wrong: give checkpoints in full precision"
+        )
