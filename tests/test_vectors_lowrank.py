@@ -217,7 +217,7 @@ def test_tied_modules_are_refused_with_the_reason(tmp_path):
 def test_an_embedding_brought_along_must_be_that_of_the_base(tmp_path):
     base = llama(tmp_path / "base")
     adapter = train(base, tmp_path / "lora", ["embed_tokens"])
-    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors = {name: t.clone() for name, t in load_file(adapter / "adapter_model.safetensors").items()}
     copy = "base_model.model.model.embed_tokens.base_layer.weight"
     tensors[copy] = tensors[copy].bfloat16()  # trained on the base in bf16: the same values, rounded
     save_file(tensors, adapter / "adapter_model.safetensors")
@@ -230,7 +230,7 @@ def test_an_embedding_brought_along_must_be_that_of_the_base(tmp_path):
 def test_factors_that_are_not_finite_are_listed(tmp_path):
     base = llama(tmp_path / "base")
     adapter = train(base, tmp_path / "lora", LLAMA)
-    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors = {name: t.clone() for name, t in load_file(adapter / "adapter_model.safetensors").items()}
     for layer, value in ((0, float("nan")), (1, float("inf"))):
         tensors[f"base_model.model.model.layers.{layer}.mlp.down_proj.lora_B.weight"][0, 0] = value
     save_file(tensors, adapter / "adapter_model.safetensors")
