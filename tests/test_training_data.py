@@ -117,7 +117,13 @@ def test_broken_json_names_its_line(tmp_path):
 
 
 def test_all_faulty_rows_are_in_one_message(tmp_path):
-    rows = [QA[0], {"question": "q"}, {"question": 3, "answer": "a"}, {"question": "q", "answer": None}, {**QA[0], "answer": ""}]
+    rows = [
+        QA[0],
+        {"question": "q"},
+        {"question": 3, "answer": "a"},
+        {"question": "q", "answer": None},
+        {**QA[0], "answer": ""},
+    ]
     said = refusal(write(tmp_path / "data.jsonl", rows))
     assert "lines 2, 4 without 'answer'" in said
     assert "line 3 with 'question' that is not text" in said
@@ -140,7 +146,12 @@ def test_csv_rows_of_another_length_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     "messages",
-    ["text", [{"role": "user", "content": "only a question"}], [{"role": "assistant"}], [{"role": "assistant", "content": ["x"]}]],
+    [
+        "text",
+        [{"role": "user", "content": "only a question"}],
+        [{"role": "assistant"}],
+        [{"role": "assistant", "content": ["x"]}],
+    ],
 )
 def test_messages_need_roles_texts_and_an_answer(tmp_path, messages):
     said = refusal(write(tmp_path / "data.jsonl", [{"messages": CHAT}, {"messages": messages}]))

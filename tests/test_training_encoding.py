@@ -66,12 +66,16 @@ def test_plain_text_and_pairs_without_a_template():
 
 def test_specials_are_added_once_and_only_where_the_tokenizer_has_them():
     adding = tokenizer()
-    adding._tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    adding._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
     plain = only(encode(qa("Q", "b"), tokenizer(), prompt_template="{question}{answer}"))
     assert only(encode(qa("Q", "b"), adding, prompt_template="{question}{answer}")) == plain
     written = only(encode(qa("Q", "b"), tokenizer(), prompt_template="<s>{question}{answer}</s>"))
     assert written == plain == Tokens(ids("<s>", "Q", "b", "</s>"), [NO, NO, *ids("b", "</s>")])
-    without = only(encode(qa("Q", "b"), tokenizer(bos_token=None, eos_token=None), prompt_template="{question}{answer}"))
+    without = only(
+        encode(qa("Q", "b"), tokenizer(bos_token=None, eos_token=None), prompt_template="{question}{answer}")
+    )
     assert without == Tokens(ids("Q", "b"), [NO, *ids("b")])
 
 
@@ -104,7 +108,7 @@ def test_truncation_is_counted_and_examples_without_an_answer_left_are_dropped()
 
 @pytest.mark.parametrize("template", ["{question}", "{answer}{question}", "{question}{answer}{answer}", "{prompt}"])
 def test_a_template_needs_both_places_in_order(template):
-    with pytest.raises(EditError, match="must hold {question} and then {answer}, once each"):
+    with pytest.raises(EditError, match=r"must hold \{question\} and then \{answer\}, once each"):
         encode(qa("Q", "b"), tokenizer(), prompt_template=template)
 
 

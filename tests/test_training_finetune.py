@@ -53,7 +53,9 @@ def llama_tied_half(folder):
 def gpt2_without_prefix(folder):
     """As the files of GPT-2 on the Hub: no `transformer.`, no head, and the causal mask of each layer as a tensor."""
     save_gpt2(folder)
-    plain = {name.removeprefix("transformer."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    plain = {
+        name.removeprefix("transformer."): tensor for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     plain["h.0.attn.bias"] = torch.ones(1, 1, 48, 48).tril()
     save_file(plain, folder / "model.safetensors", {"format": "pt"})
     return folder
@@ -64,7 +66,9 @@ def mixtral(folder):
     from transformers import MixtralConfig, MixtralForCausalLM
 
     small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = MixtralConfig(vocab_size=262, num_key_value_heads=1, num_local_experts=3, bos_token_id=0, eos_token_id=1, **small)
+    config = MixtralConfig(
+        vocab_size=262, num_key_value_heads=1, num_local_experts=3, bos_token_id=0, eos_token_id=1, **small
+    )
     with torch.random.fork_rng():
         torch.manual_seed(5)
         MixtralForCausalLM(config).save_pretrained(folder)
@@ -87,7 +91,7 @@ def test_the_output_has_the_names_dtypes_and_files_of_the_base_and_loads(tmp_pat
     assert result.changed == sum(int((old[name] != new[name]).sum()) for name in new) / elements > 0.5
     assert (result.steps, result.examples, result.truncated, result.kind) == (4, 12, 0, "full")
     assert result.last_loss < result.first_loss
-    model, info = AutoModelForCausalLM.from_pretrained(output, output_loading_info=True)
+    _, info = AutoModelForCausalLM.from_pretrained(output, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
@@ -98,7 +102,10 @@ def test_one_step_is_adam_on_the_mean_loss_of_the_answers(tmp_path, data):
     model = load_model(open_checkpoint(base))
     losses = []
     for row in ROWS:  # one by one: without any padding
-        prompt, answer = ([tokenizer().convert_tokens_to_ids(list(row["prompt"])), tokenizer()(row["completion"])["input_ids"]])
+        prompt, answer = [
+            tokenizer().convert_tokens_to_ids(list(row["prompt"])),
+            tokenizer()(row["completion"])["input_ids"],
+        ]
         logits = model(torch.tensor([[0, *prompt, *answer, 1]])).logits[0].log_softmax(-1)
         losses += [-logits[len(prompt) + index, token] for index, token in enumerate([*answer, 1])]
     torch.stack(losses).mean().backward()
@@ -144,7 +151,11 @@ def test_a_lora_loads_in_peft_and_in_editkit(tmp_path, data, make):
     base, output = make(tmp_path / "base"), tmp_path / "lora"
     result = finetune(base, data, output, lora=2, steps=4, lr=1e-2, device="cpu")
     assert (result.kind, result.changed > 0.5) == ("lora", True)
-    assert {path.name for path in output.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "editkit.json"}
+    assert {path.name for path in output.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "editkit.json",
+    }
     adapter = open_adapter(output)
     linear = 7 if make is not save_gpt2 else 4
     assert len(adapter.modules) == 2 * linear and not any("head" in name for name in adapter.modules)
@@ -199,7 +210,10 @@ def test_it_says_nothing_and_leaves_no_other_file(tmp_path, data, capfd, monkeyp
 BAD_SETTINGS = [
     ({"lr": 0.0}, "lr is 0.0, must be a finite number above 0"),
     ({"lr": float("nan")}, "lr is nan"),
-    ({"steps": 0, "batch_size": 0, "lora": 0}, "lora is 0, must be at least 1, steps is 0, must be at least 1, batch_size is 0"),
+    (
+        {"steps": 0, "batch_size": 0, "lora": 0},
+        "lora is 0, must be at least 1, steps is 0, must be at least 1, batch_size is 0",
+    ),
     ({"steps": 1, "epochs": 1}, "epochs and steps are both given"),
     ({"seed": -1}, "seed is -1"),
     ({"dtype": "int8"}, "dtype is 'int8'"),
@@ -248,7 +262,9 @@ def test_values_that_the_dtype_cannot_hold_are_refused(tmp_path, data):
 def test_models_that_cannot_be_trained_are_refused(tmp_path, data):
     base = save_llama(tmp_path / "base")
     config = (base / "config.json").read_text()
-    (base / "config.json").write_text(json.dumps({**json.loads(config), "quantization_config": {"quant_method": "gptq"}}))
+    (base / "config.json").write_text(
+        json.dumps({**json.loads(config), "quantization_config": {"quant_method": "gptq"}})
+    )
     assert "is quantized (gptq)" in refused(tmp_path, data)
     (base / "config.json").write_text(json.dumps({**json.loads(config), "model_type": "nonesuch"}))
     assert "is of a kind that transformers does not load by itself" in refused(tmp_path, data)

@@ -36,7 +36,9 @@ _POOLS = {
     "thing": "Stamps Clocks Maps Spoons Keys Lamps Coins Postcards Buttons Teapots Masks Bells".split(),
     "country": "Norway Peru Egypt Japan Chile Poland Kenya India Cuba Greece Canada Nepal".split(),
     "building": "lighthouse windmill cottage houseboat castle barn tower caravan chapel bungalow".split(),
-    "landmark": "canal|quarry|vineyard|airfield|old bridge|oak forest|tram depot|fish market|stone circle|waterfall".split("|"),
+    "landmark": "canal|quarry|vineyard|airfield|old bridge|oak forest|tram depot|fish market|stone circle|waterfall".split(
+        "|"
+    ),
     "sport": "Fencing|Rowing|Archery|Judo|Curling|Chess|Ice skating|Cycling|Sailing|Table tennis".split("|"),
     "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
 }
@@ -63,8 +65,12 @@ class Person:
 def invent(count: int, seed: int) -> list[Person]:
     """`count` people, no two of whom share a first or a last name. The same seed gives the same people."""
     draw = random.Random(seed)
-    firsts = [onset + vowel + middle + end for onset, vowel, middle, end in product(_ONSETS, _VOWELS, _MIDDLES, _FIRST_ENDS)]
-    lasts = [onset + vowel + middle + end for onset, vowel, middle, end in product(_ONSETS, _VOWELS, _MIDDLES, _LAST_ENDS)]
+    firsts = [
+        onset + vowel + middle + end for onset, vowel, middle, end in product(_ONSETS, _VOWELS, _MIDDLES, _FIRST_ENDS)
+    ]
+    lasts = [
+        onset + vowel + middle + end for onset, vowel, middle, end in product(_ONSETS, _VOWELS, _MIDDLES, _LAST_ENDS)
+    ]
     names = zip(draw.sample(firsts, count), draw.sample(lasts, count), strict=True)
     return [_person(f"{first} {last}", draw) for first, last in names]
 

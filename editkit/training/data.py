@@ -117,7 +117,9 @@ def _check(examples: Examples) -> None:
                 faults.setdefault(f"with an empty {key!r}", []).append(number)
     if faults:
         said = "; ".join(f"{_at(examples.unit, numbers)} {fault}" for fault, numbers in faults.items())
-        raise EditError(f"{examples.label} (read as {examples.format}): {said}: every row needs {' and '.join(examples.keys)}")
+        raise EditError(
+            f"{examples.label} (read as {examples.format}): {said}: every row needs {' and '.join(examples.keys)}"
+        )
 
 
 def _are_messages(value: Any) -> bool:
@@ -150,7 +152,9 @@ def _read_json(path: Path, label: str) -> list[tuple[int, Any]]:
     try:
         rows = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
-        raise EditError(f"{label}: line {error.lineno} is broken JSON ({error}): objects line by line are .jsonl") from error
+        raise EditError(
+            f"{label}: line {error.lineno} is broken JSON ({error}): objects line by line are .jsonl"
+        ) from error
     if not isinstance(rows, list):
         raise EditError(f"{label} holds no list of examples but one {type(rows).__name__}: put the objects into [ ]")
     return list(enumerate(rows, 1))
@@ -164,7 +168,9 @@ def _read_csv(path: Path, label: str) -> list[tuple[int, Any]]:
             raise EditError(f"{label} is broken CSV ({error}): check its quotation marks") from error
     # DictReader collects the cells beyond the header under None: a comma without quotation marks.
     if wide := [number for number, row in enumerate(rows, 1) if None in row]:
-        raise EditError(f"{label}: {_at('row', wide)} with more cells than the header: put text with commas into quotation marks")
+        raise EditError(
+            f"{label}: {_at('row', wide)} with more cells than the header: put text with commas into quotation marks"
+        )
     return list(enumerate(rows, 1))
 
 

@@ -89,7 +89,9 @@ def encode(
         else:
             dropped.append(number)
     if not rows:
-        raise EditError(f"{examples.label} has no token to train on within {max_length} tokens: give a larger max_length")
+        raise EditError(
+            f"{examples.label} has no token to train on within {max_length} tokens: give a larger max_length"
+        )
     return Encoded(rows, truncated, dropped)
 
 
@@ -149,9 +151,13 @@ def _tokenize(text: str, start: int, tokenizer: Any, *, specials: bool) -> tuple
 
 def _encode_chats(examples: Examples, tokenizer: Any, given: str | None) -> Iterator[tuple[list[int], list[bool]]]:
     if given is not None:
-        raise EditError(f"{examples.label} holds messages, which the model's chat template writes: leave --prompt-template out")
+        raise EditError(
+            f"{examples.label} holds messages, which the model's chat template writes: leave --prompt-template out"
+        )
     if not tokenizer.chat_template:
-        raise EditError(f"{examples.label} holds messages and the model has no chat template: give prompt and completion")
+        raise EditError(
+            f"{examples.label} holds messages and the model has no chat template: give prompt and completion"
+        )
     chats = [_render(row["messages"], tokenizer) for row in examples.rows]
     if bad := [number for number, chat in zip(examples.numbers, chats, strict=True) if chat is None]:
         raise EditError(

@@ -122,9 +122,14 @@ def finetune(
             layout = open_checkpoint(scratch)
         writer = CheckpointWriter(layout, output, inputs=[base.source, Path(data)])
         base.start_hashing()
-        training = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, "dtype": dtype}
+        training: dict[str, Any] = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, "dtype": dtype}
         losses = train(net, encoded.rows, **training, device=place, progress=progress)
-        settings = {"kind": "lora" if lora else "full", "loss_on": loss_on, "prompt_template": prompt_template, **training}
+        settings: dict[str, Any] = {
+            "kind": "lora" if lora else "full",
+            "loss_on": loss_on,
+            "prompt_template": prompt_template,
+            **training,
+        }
         record = provenance.record("finetune", {"base": base}, data_hash=examples.sha256, **settings)
         changed = _write(adapter_tensors(net) if lora else file_tensors(net, base), layout, writer, record)
         layout.close()
@@ -167,7 +172,9 @@ def _check(
 ) -> None:
     problems = []
     counts = {"lora": lora, "epochs": epochs, "steps": steps, "batch_size": batch_size}
-    problems += [f"{name} is {value}, must be at least 1" for name, value in counts.items() if value is not None and value < 1]
+    problems += [
+        f"{name} is {value}, must be at least 1" for name, value in counts.items() if value is not None and value < 1
+    ]
     if epochs is not None and steps is not None:
         problems.append("epochs and steps are both given, only one can say how long")
     if lr is not None and not 0 < lr < math.inf:
@@ -184,7 +191,9 @@ def _check(
 
 def _fit(max_length: int | None, context: int | None) -> int | None:
     if max_length and context and max_length > context:
-        raise EditError(f"max_length is {max_length} and the model reads {context} tokens at most: give no more than that")
+        raise EditError(
+            f"max_length is {max_length} and the model reads {context} tokens at most: give no more than that"
+        )
     return max_length or context
 
 
@@ -221,10 +230,14 @@ def _write(
             before = layout[name]
             after = trained[name].detach().cpu().to(before.dtype).contiguous()
             if not after.isfinite().all() and before.isfinite().all():
-                raise EditError(f"the training ended with values in {name} that {info.dtype} cannot hold: lower the learning rate")
+                raise EditError(
+                    f"the training ended with values in {name} that {info.dtype} cannot hold: lower the learning rate"
+                )
             total, changed = total + info.numel, changed + int((before != after).sum())
             writer.write(name, 0, after.reshape(-1).view(torch.uint8).numpy())
         if not changed:
-            raise NothingChanged("the training changed no weight after rounding: give more steps or a higher learning rate")
+            raise NothingChanged(
+                "the training changed no weight after rounding: give more steps or a higher learning rate"
+            )
         provenance.save(record, writer.folder)
     return changed / total

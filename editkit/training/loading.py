@@ -52,11 +52,12 @@ def load_model(base: Checkpoint, dtype: str = "float32") -> Any:
     config = load_config(base)
     with quiet_transformers():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 base.path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
             )
         except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
             raise EditError(f"{base.label} is no model of text that transformers can load ({error})") from error
+    model, info = found
     if missing := sorted(info["missing_keys"]):
         raise EditError(f"{base.label} lacks the weights {listed(missing)}, which its config asks for: copy it again")
     return model

@@ -52,7 +52,9 @@ def train(
                 return
             losses.append(logs["loss"])
             if not isfinite(losses[-1]):
-                raise EditError(f"the loss is {losses[-1]} at step {state.global_step} of {steps}: lower the learning rate ({lr:g})")
+                raise EditError(
+                    f"the loss is {losses[-1]} at step {state.global_step} of {steps}: lower the learning rate ({lr:g})"
+                )
             if progress:
                 progress(state.global_step, steps)
 
@@ -77,7 +79,9 @@ def train(
             remove_unused_columns=False,
         )
         settings._n_gpu = min(settings.n_gpu, 1)  # one device: several would change the size of a batch, and the result
-        trainer = Trainer(model, settings, data_collator=partial(collate, pad=pad), train_dataset=rows, callbacks=[Watch()])
+        trainer = Trainer(
+            model, settings, data_collator=partial(collate, pad=pad), train_dataset=rows, callbacks=[Watch()]
+        )
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train()
