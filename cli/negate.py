@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import editkit
 
@@ -61,7 +62,9 @@ class GlobAlpha(click.ParamType):
 @click.option("--shard-size", type=int, metavar="BYTES", help="Write new shards of this size.  [default: MODEL's own]")
 @click.option("--allow-other-base", is_flag=True, help="Accept a saved vector made from another base; is recorded.")
 @click.option("--no-report", is_flag=True, help="Leave out the diff report in OUT/diff.")
-@click.option("--dry-run", is_flag=True, help="Check everything and list the tensors to edit; write nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check names, shapes and output and list the tensors to edit; write nothing."
+)
 @tuning_options
 @output("the edited checkpoint", required=False)
 @json_option
@@ -88,19 +91,31 @@ def command(
         raise click.UsageError("give either a VECTOR or --forget FILE")
     if output is None and not settings["dry_run"]:
         raise click.UsageError("give -o/--output, or --dry-run")
-    settings |= {"alpha_for": dict(alpha_for), "report": not no_report}
+    given = [f"--{name.replace('_', '-')}" for name in tuning if _was_given(name)]
+    if given and forget is None:
+        raise click.UsageError(f"{', '.join(given)}: options of fine-tuning go with --forget")
+    last = dict(
+        reversed({glob: value for glob, value in reversed(alpha_for)}.items())
+    )  # a repeated glob counts where it is last
+    settings |= {"alpha_for": last, "report": not no_report}
     if vector is not None:
         with progress("negate", quiet=quiet) as advance:
             result = editkit.negate(model, vector, output, progress=advance, **settings)
     elif forget is not None:
         result = _forget(model, forget, output, tuning, quiet, settings)
     if as_json:
-        click.echo(json.dumps({**asdict(result), "output": str(result.output), "report": None}, indent=2))
+        click.echo(
+            json.dumps({**asdict(result), "output": result.output and str(result.output), "report": None}, indent=2)
+        )
     elif not quiet:
         click.echo(_summary(result))
     for warning in result.warnings:
         click.echo(f"editkit: warning: {warning}", err=True)
     return 0 if result.changed or settings["dry_run"] else editkit.NothingChanged.exit_code
+
+
+def _was_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _forget(

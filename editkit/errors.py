@@ -38,3 +38,12 @@ def listed(items: Iterable[object], limit: int = 20) -> str:
     texts = [str(item) for item in items]
     shown = ", ".join(texts[:limit])
     return shown if len(texts) <= limit else f"{shown} and {len(texts) - limit} more"
+
+
+def printable(text: str) -> str:
+    """Text of strangers that is safe to show: control, bidirectional and unpaired characters come out as escapes.
+
+    >>> printable("a\\x1b[2Jb\\u202e.weight")
+    'a\\\\x1b[2Jb\\\\u202e.weight'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

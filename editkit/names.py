@@ -4,6 +4,8 @@
 TensorName(stack='model.layers', layer=11, module='self_attn.q_proj', expert=None)
 >>> parse("model.layers.3.block_sparse_moe.experts.5.w1.weight")
 TensorName(stack='model.layers', layer=3, module='block_sparse_moe.experts.w1', expert=5)
+>>> parse("encoder.block.2.layer.1.DenseReluDense.wi.weight")
+TensorName(stack='encoder.block', layer=2, module='layer.1.DenseReluDense.wi', expert=None)
 >>> parse("lm_head.weight")
 TensorName(stack='', layer=None, module='lm_head', expert=None)
 """
@@ -15,11 +17,14 @@ from typing import Any, NamedTuple
 
 from editkit.errors import EditError, listed
 
-_LAYER = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|layer|h|blocks|block))\.(?P<layer>\d+)\.(?P<rest>.+)$")
+_LAYER = re.compile(r"^(?P<stack>(?:.*?\.)??(?:layers|layer|h|blocks|block))\.(?P<layer>\d+)\.(?P<rest>.+)$")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _WRAPPERS = ("base_model.model.", "model.", "transformer.", "gpt_neox.", "language_model.")
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
+_HEADS = frozenset("lm_head embed_out output".split())
+_EMBEDDINGS = frozenset("embed_tokens wte embed_in word_embeddings tok_embeddings shared embeddings".split())
+_CONV1D = frozenset(
+    "gpt2 imagegpt openai-gpt decision_transformer".split()
+)  # model types that store matrices transposed
 
 
 class TensorName(NamedTuple):
@@ -60,14 +65,27 @@ def select(names: Iterable[str], globs: Sequence[str], option: str = "--only") -
     Raises EditError that names every glob which matches nothing.
     """
     names = list(names)
+    globs = [globs] if isinstance(globs, str) else globs
     if not globs:
         return names
     hits = {glob: [name for name in names if matches(name, glob)] for glob in globs}
     if empty := [glob for glob, found in hits.items() if not found]:
         example = listed(names, limit=3)
-        raise EditError(f"{option} {listed(map(repr, empty))} matches none of the {len(names)} tensors (such as {example})")
+        raise EditError(
+            f"{option} {listed(map(repr, empty))} matches none of the {len(names)} tensors (such as {example})"
+        )
     chosen = {name for found in hits.values() for name in found}
     return [name for name in names if name in chosen]
+
+
+def embeddings_and_heads(names: Iterable[str]) -> list[str]:
+    """Input embeddings first, then output heads: the tensors that a tied model has in common.
+
+    >>> embeddings_and_heads(["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"])
+    ['model.embed_tokens.weight', 'lm_head.weight']
+    """
+    outside = [name for name in names if parse(name).layer is None and name.endswith(".weight")]
+    return [name for kind in (_EMBEDDINGS, _HEADS) for name in outside if name.split(".")[-2] in kind]
 
 
 def tied_pair(names: Iterable[str]) -> tuple[str | None, str | None]:
@@ -76,14 +94,10 @@ def tied_pair(names: Iterable[str]) -> tuple[str | None, str | None]:
     >>> tied_pair(["model.embed_tokens.weight", "model.norm.weight"])
     ('model.embed_tokens.weight', None)
     """
-    embedding = head = None
-    for name in names:
-        if parse(name).layer is None:
-            if name.endswith(_HEADS):
-                head = head or name
-            elif name.endswith(_EMBEDDINGS):
-                embedding = embedding or name
-    return embedding, head
+    found = embeddings_and_heads(names)
+    heads = [name for name in found if name.split(".")[-2] in _HEADS]
+    embeddings = [name for name in found if name not in heads]
+    return embeddings[0] if embeddings else None, heads[0] if heads else None
 
 
 class Grid(NamedTuple):
@@ -116,21 +130,44 @@ def grid(name: str, shape: Sequence[int], config: Mapping[str, Any] | None) -> G
     """
     if len(shape) == 3 and "experts" in name:
         return Grid(shape[0], 1, "expert")
-    config = (config or {}).get("text_config") or config or {}
-    heads = config.get("num_attention_heads") or config.get("n_head")
-    if not isinstance(heads, int) or heads < 1 or len(shape) != 2:
+    config = _tower(name, config or {})
+    heads = _count(config, "num_attention_heads", "n_head")
+    if heads is None or len(shape) != 2:
         return None
-    keys = config.get("num_key_value_heads") or heads
-    fused = (("q", heads), ("k", keys), ("v", keys))
+    keys = _count(config, "num_key_value_heads") or heads
     leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
-    if ".attn.c_" in name:  # GPT-2 stores its matrices transposed
+    rows = {"q_proj": heads, "k_proj": keys, "v_proj": keys, "qkv_proj": heads + 2 * keys}
+    columns = {"o_proj": heads, "out_proj": heads, "dense": heads if "attention" in name else 0}
+    if ".attn.c_" in name:
+        transposed = config.get("model_type") in _CONV1D
         rows, columns = {"c_proj": heads}, {"c_attn": 3 * heads}
-    else:
-        rows = {"q_proj": heads, "k_proj": keys, "v_proj": keys, "qkv_proj": heads + 2 * keys, "query_key_value": heads}
-        columns = {"o_proj": heads, "out_proj": heads, "dense": heads if "attention" in name else 0}
-    split = fused if leaf in ("qkv_proj", "c_attn") else ()
+        if not transposed:
+            rows, columns = {}, {"c_proj": heads}
+    elif not (config.get("new_decoder_architecture") or config.get("multi_query")):
+        rows["query_key_value"] = heads
+    fused: tuple[tuple[str, int], ...] = ()
+    if leaf == "qkv_proj":
+        fused = (("q", heads), ("k", keys), ("v", keys))
+    elif leaf == "c_attn":
+        fused = (("q", heads), ("k", heads), ("v", heads))
     if (count := rows.get(leaf, 0)) and shape[0] % count == 0:
-        return Grid(count, 1, "head", split)
+        return Grid(count, 1, "head", fused)
     if (count := columns.get(leaf, 0)) and shape[1] % count == 0:
-        return Grid(1, count, "head", split)
+        return Grid(1, count, "head", fused)
     return None
+
+
+def _tower(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes the tower a tensor is in: `vision_tower...` has `vision_config`."""
+    towers = {key.removesuffix("_config"): part for key, part in config.items() if key.endswith("_config")}
+    for tower, part in towers.items():
+        if tower != "text" and any(piece.startswith(tower) for piece in name.split(".")):
+            return part if isinstance(part, Mapping) else {}
+    text = towers.get("text")
+    return text if isinstance(text, Mapping) else config
+
+
+def _count(config: Mapping[str, Any], *keys: str) -> int | None:
+    """The first of the keys that the config has, where it is a whole number above zero."""
+    found = next((config[key] for key in keys if key in config), None)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None

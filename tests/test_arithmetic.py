@@ -168,3 +168,20 @@ def test_subtracting_nothing_keeps_the_bits(alpha):
     base = np.array([0.0, -0.0, 1.0, -1e-45], np.float32)
     for tau in (np.zeros(4, np.float32), -np.zeros(4, np.float32)):
         assert subtract(base, tau, alpha, np.empty_like(base)).tobytes() == base.tobytes()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-23, 1e20, 1e37])
+def test_numbers_whose_squares_float32_cannot_hold(scale):
+    rng = np.random.default_rng(6)
+    base = (rng.standard_normal((4, 64)) * scale).astype(np.float32)
+    edited = -base
+    sums = Sums(parts=1)
+    sums.add(base, edited, first_row=0, rows_per_part=4, column_parts=1)
+    exact = base.astype(np.float64)
+    assert sums.values[0, FLIPS] == sums.values[0, CHANGED] == base.size
+    assert sums.values[0, DELTA_DELTA] == pytest.approx(4 * (exact**2).sum(), rel=1e-6)
+    assert sums.largest[0] == pytest.approx(2 * np.abs(exact).max(), rel=1e-6)
+    steps = np.abs(exact).max(axis=1, keepdims=True) / 127
+    assert sums.values[0, INT8] == (np.rint(exact / steps) != np.rint(-exact / steps)).sum()
+    tau = project(base, edited, base)
+    assert tau[DELTA_TAU] / tau[TAU_TAU] == pytest.approx(-2)

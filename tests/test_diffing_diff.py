@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import editkit
 from editkit.checkpoint.header import LONGEST_ROW
 from editkit.errors import EditError
+from editkit.names import grid
 
 Q, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
 
@@ -109,7 +110,7 @@ def test_heads_of_fused_projections_are_named(tmp_path):
     base = {name: random((8, 24))}
     edited = {name: base[name].clone()}
     edited[name][:, 8 + 4 : 8 + 8] += 0.5  # the second head of k, width 4
-    config = {"n_head": 2}
+    config = {"model_type": "gpt2", "n_head": 2}
     report = editkit.diff(save(tmp_path / "a", base, config), save(tmp_path / "b", edited, config))
     changed = {(part["projection"], part["head"]): part["changed"] for part in row(report, name)["heads"]}
     assert changed == {("q", 0): 0, ("q", 1): 0, ("k", 0): 0, ("k", 1): 32, ("v", 0): 0, ("v", 1): 0}
@@ -211,3 +212,28 @@ def test_every_key_of_a_report_is_documented(tmp_path):
 
     found = keys(reports) - {"1", "4", "16", "64", "model.safetensors"}
     assert len(found) > 40 and not [key for key in sorted(found) if f"`{key}`" not in documented]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "config", "heads"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight", (32, 32), {"num_attention_heads": 4}, 4),
+        ("model.layers.0.self_attn.k_proj.weight", (16, 32), {"num_attention_heads": 4, "num_key_value_heads": 2}, 2),
+        ("model.layers.0.self_attn.q_proj.weight", (32, 32), {"num_attention_heads": "4"}, None),
+        ("model.layers.0.self_attn.k_proj.weight", (16, 32), {"num_attention_heads": 4, "num_key_value_heads": [2]}, 4),
+        ("model.layers.0.self_attn.q_proj.weight", (32, 32), {"num_attention_heads": 5}, None),
+        ("h.0.attn.c_proj.weight", (32, 32), {"model_type": "gpt_bigcode", "n_head": 4}, 4),
+        ("h.0.attn.c_attn.weight", (48, 32), {"model_type": "gpt_bigcode", "n_head": 4}, None),
+        ("h.0.self_attention.query_key_value.weight", (96, 32), {"num_attention_heads": 4}, 4),
+        ("h.0.self_attention.query_key_value.weight", (96, 32), {"num_attention_heads": 4, "multi_query": True}, None),
+        ("h.0.attn.q_proj.weight", (48, 48), {"text_config": {"num_attention_heads": 4}}, 4),
+        (
+            "vision_tower.encoder.layers.0.self_attn.q_proj.weight", (48, 48),
+            {"text_config": {"num_attention_heads": 4}, "vision_config": {"num_attention_heads": 6}}, 6,
+        ),
+        ("h.0.attn.q_proj.weight", (48, 48), {"text_config": "x", "num_attention_heads": 4}, 4),
+    ],
+)  # fmt: skip
+def test_parts_follow_the_config_or_are_left_out(name, shape, config, heads):
+    found = grid(name, shape, config)
+    assert (found and len(found.labels())) == heads

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from reports import llama, report, tensor
 
-from editkit.diffing.measures import printable
+from editkit.errors import printable
 from editkit.diffing.rendering import render
 from editkit.diffing.rendering.charts import PALETTE, histogram
 from editkit.diffing.rendering.heatmap import Scale, layer_maps, part_maps

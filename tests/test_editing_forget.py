@@ -69,7 +69,7 @@ def test_earlier_model_full(tmp_path, model, data):
 def test_bad_input_is_found_before_training(tmp_path, model, data):
     before = sorted(path.name for path in tmp_path.iterdir())
     for settings, match in [
-        ({"alpha": float("nan")}, "not a finite number"),
+        ({"alpha": float("nan")}, "--alpha is nan"),
         ({"output": model}, "is an input"),
         ({"finetune_settings": {**SETTINGS, "lr": -1}}, "lr is -1"),
         ({"only": ["nothing"]}, "matches none"),

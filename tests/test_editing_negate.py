@@ -216,8 +216,8 @@ def refused(tmp_path: Path, match: str, **settings) -> None:
 
 def test_numbers_that_are_none_are_refused(tmp_path):
     pair(tmp_path, "float32")
-    refused(tmp_path, "alpha for all tensors is not a finite number", alpha=math.nan)
-    refused(tmp_path, r"alpha for \*.mlp.\* is not a finite number", alpha_for={"*.mlp.*": math.inf})
+    refused(tmp_path, "--alpha is nan: give a finite number", alpha=math.nan)
+    refused(tmp_path, r"--alpha-for \*.mlp.\* is inf", alpha_for={"*.mlp.*": math.inf})
     refused(tmp_path, "--only '.*nothing.*' matches none of the 8 tensors", only=["nothing.*"])
     refused(tmp_path, "--alpha-for '.*attn.*' matches none", alpha_for={"attn": 1.0})
     refused(tmp_path, "rounding 'up' is unknown", rounding="up")
@@ -233,7 +233,7 @@ def test_nan_in_the_vector_is_refused(tmp_path):
 
 def test_overflow_is_refused(tmp_path):
     pair(tmp_path, "float16")
-    refused(tmp_path, "NaN or Inf in F16 after the edit", alpha=1e9)
+    refused(tmp_path, "the edit makes .* NaN or Inf in a block of .*: F16 cannot hold", alpha=1e9)
 
 
 def test_all_misfits_are_listed(tmp_path):
@@ -286,6 +286,81 @@ def test_a_tied_base_saved_twice_stays_tied(tmp_path):
     assert not torch.equal(edited["lm_head.weight"], named["lm_head.weight"])
 
 
+def doubly(folder: Path, named: dict[str, torch.Tensor]) -> Path:
+    """A tied model whose files hold the one tensor under both names."""
+    return save(folder, {**named, "lm_head.weight": named["model.embed_tokens.weight"].clone()})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"only": ["lm_head.weight"]},
+        {"only": ["model.embed_tokens.weight"]},
+        {"alpha_for": {"lm_head.weight": 0.0}},
+        {"mask": "mask.safetensors"},
+    ],
+    ids=str,
+)
+def test_half_of_a_tied_tensor_is_refused(tmp_path, settings):
+    doubly(tmp_path / "base", tensors(0, torch.float32))
+    doubly(tmp_path / "tuned", tensors(1, torch.float32))
+    save_file(
+        {"lm_head.weight": torch.tensor(True), "model.norm.weight": torch.tensor(True)}, tmp_path / "mask.safetensors"
+    )
+    if "mask" in settings:
+        settings = {"mask": tmp_path / settings["mask"]}
+    refused(tmp_path, r"are one tensor in .*base \(tied\)", **settings)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_tied_tensors_saved_twice_stay_equal(tmp_path, rounding):
+    base = doubly(tmp_path / "base", tensors(0, torch.bfloat16))
+    tuned = doubly(tmp_path / "tuned", tensors(1, torch.bfloat16))
+    editkit.negate(base, tuned, tmp_path / "out", alpha=0.3, rounding=rounding)
+    edited = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(bits(edited["lm_head.weight"]), bits(edited["model.embed_tokens.weight"]))
+
+
+@pytest.mark.parametrize("wide", ["float32", "float64"])
+@pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
+def test_a_16_bit_base_with_a_wider_tuned_model(tmp_path, narrow, wide):
+    base = save(tmp_path / "base", tensors(0, FLOATS[narrow]))
+    tuned = save(tmp_path / "tuned", tensors(1, FLOATS[wide]))
+    editkit.negate(base, tuned, tmp_path / "out", alpha=-0.7, report=False)
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tuned))
+    for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
+        assert torch.equal(bits(tensor), bits(expected(before[name], after[name], -0.7)))
+
+
+def test_stochastic_rounding_leaves_float64_as_it_is(tmp_path):
+    base, tuned = pair(tmp_path, "float64")
+    for rounding in ("nearest", "stochastic"):
+        editkit.negate(base, tuned, tmp_path / rounding, alpha=0.3, rounding=rounding)
+    files = [(tmp_path / rounding / "model.safetensors").read_bytes() for rounding in ("nearest", "stochastic")]
+    assert files[0] == files[1]
+
+
+def test_a_folder_of_the_base_where_the_report_goes_is_refused_at_once(tmp_path):
+    base, _ = pair(tmp_path, "float32")
+    (base / "diff").mkdir()
+    (base / "diff" / "notes.txt").write_text("mine")
+    refused(tmp_path, "has a diff of its own")
+    editkit.negate(base, tmp_path / "tuned", tmp_path / "out", alpha=1.0, report=False)
+    assert (tmp_path / "out" / "diff" / "notes.txt").read_text() == "mine"
+
+
+def test_alpha_for_tensors_that_are_not_edited_is_refused(tmp_path):
+    pair(tmp_path, "float32")
+    refused(tmp_path, "names no tensor that is edited", only=["*.mlp.*"], alpha_for={"model.norm.weight": 0.5})
+
+
+def test_damaged_provenance_is_no_crash(tmp_path):
+    _, tuned = pair(tmp_path, "float32")
+    for number, record in enumerate([{}, {"inputs": 5}, {"inputs": [{"role": "base"}]}, {"inputs": [3]}]):
+        (tuned / "editkit.json").write_text(json.dumps({"command": "finetune", **record}))
+        editkit.negate(tmp_path / "base", tuned, tmp_path / f"out{number}", alpha=1.0, report=False)
+
+
 @pytest.mark.parametrize("place", ["base", "tuned", "link", "base/inside", "full"])
 def test_bad_outputs_are_refused(tmp_path, place):
     pair(tmp_path, "float32")
@@ -300,6 +375,7 @@ def test_dry_run_checks_and_writes_nothing(tmp_path):
     result = editkit.negate(base, tuned, alpha=1.0, only=["*.mlp.*"], dry_run=True)
     assert list(result.alphas) == [name for name in SHAPES if ".mlp." in name]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "tuned"]
+    refused(tmp_path, "is an input", output=base, dry_run=True)
 
 
 def test_vector_base(tmp_path):

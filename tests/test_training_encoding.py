@@ -38,7 +38,7 @@ def test_labels_begin_with_the_token_that_holds_the_answers_first_letter():
 def test_the_default_prompt_is_that_of_the_testbed():
     row = only(encode(qa("Q", "b"), tokenizer()))
     assert row.ids == ids("<s>", *"Question:", "Ġ", "Q", "Ċ", *"Answer:", "Ġ", "b", "</s>")
-    assert row.labels == [NO] * 21 + ids("b", "</s>")
+    assert row.labels == [NO] * 20 + ids("Ġ", "b", "</s>")
 
 
 def test_text_after_the_answer_belongs_to_it():

@@ -74,7 +74,7 @@ class Applied:
 
 
 def subtract(base: np.ndarray, tau: np.ndarray, alpha: float, out: np.ndarray) -> np.ndarray:
-    """base - alpha * tau, computed in float64, into `out`; all arrays of one shape and one dtype, float32 or float64."""
+    """base - alpha * tau, computed in float64, into `out`; arrays of one shape, float32 or float64."""
     kernel = _subtract32 if base.dtype == np.float32 else _subtract64
     kernel(base.reshape(-1), tau.reshape(-1), float(alpha), out.reshape(-1))
     return out
@@ -86,7 +86,7 @@ def project(base: np.ndarray, edited: np.ndarray, tau: np.ndarray) -> np.ndarray
     d.tau / tau.tau is the projection of the applied change on tau, which must be -alpha.
     """
     sums = np.zeros(5)
-    _project(base.reshape(-1), edited.reshape(-1), tau.reshape(-1), base.dtype.type(0), base.dtype.type(1), sums)
+    _project(base.reshape(-1), edited.reshape(-1), tau.reshape(-1), sums)
     return sums
 
 
@@ -109,21 +109,19 @@ def _subtract64(base, tau, alpha, out):
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _project(base, edited, tau, zero, one, sums):
-    strip = 16384
-    for start in range(0, base.size, strip):
-        b, e, t = base[start : start + strip], edited[start : start + strip], tau[start : start + strip]
-        dt, tt, dd = zero, zero, zero
-        wanted, changed = zero, zero
-        for i in range(b.size):
-            d = e[i] - b[i]
-            dt += d * t[i]
-            tt += t[i] * t[i]
-            dd += d * d
-            wanted += one if t[i] != zero else zero
-            changed += one if int_of_bits(e[i]) != int_of_bits(b[i]) else zero
-        sums[DELTA_TAU] += dt
-        sums[TAU_TAU] += tt
-        sums[DELTA_DELTA] += dd
-        sums[WANTED] += wanted
-        sums[CHANGED] += changed
+def _project(base, edited, tau, sums):
+    # float64 throughout: the squares of very small changes would vanish in float32.
+    dt, tt, dd, wanted, changed = 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(base.size):
+        d = np.float64(edited[i]) - np.float64(base[i])
+        t = np.float64(tau[i])
+        dt += d * t
+        tt += t * t
+        dd += d * d
+        wanted += 1.0 if t != 0.0 else 0.0
+        changed += 1.0 if int_of_bits(edited[i]) != int_of_bits(base[i]) else 0.0
+    sums[DELTA_TAU] += dt
+    sums[TAU_TAU] += tt
+    sums[DELTA_DELTA] += dd
+    sums[WANTED] += wanted
+    sums[CHANGED] += changed

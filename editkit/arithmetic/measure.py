@@ -65,8 +65,8 @@ class Sums:
 
 
 @njit(inline="always")
-def _add_nonfinite(base, edited, totals, largest):
-    """A strip with NaN or Inf, element by element; returns its largest finite |change|."""
+def _add_with_care(base, edited, to_int8, to_int4, totals, largest):
+    """A strip with NaN or Inf, or with squares outside of float32, element by element; returns its largest |change|."""
     for i in range(base.size):
         b, e = np.float64(base[i]), np.float64(edited[i])
         totals[CHANGED] += int_of_bits(base[i]) != int_of_bits(edited[i])
@@ -76,7 +76,9 @@ def _add_nonfinite(base, edited, totals, largest):
         totals[INF_EDITED] += np.isinf(e)
         if np.isfinite(b) and np.isfinite(e):
             d = e - b
-            totals[FLIPS] += b * e < 0.0
+            totals[FLIPS] += (b < 0.0) != (e < 0.0) and b != 0.0 and e != 0.0
+            totals[INT8] += np.rint(b * to_int8) != np.rint(e * to_int8)
+            totals[INT4] += np.rint(b * to_int4) != np.rint(e * to_int4)
             totals[BASE_BASE] += b * b
             totals[BASE_DELTA] += b * d
             totals[DELTA_DELTA] += d * d
@@ -85,10 +87,8 @@ def _add_nonfinite(base, edited, totals, largest):
     return largest
 
 
-def _make_measure(real, whole, infinity, shift, bias):
+def _make_measure(real, whole, low, high, infinity, shift, bias):
     # One function for both precisions: numba needs every constant in the width of the data to use full vectors.
-    tiny = real(1e-30)
-
     @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
     def measure(base, edited, first_row, rows_per_part, width, values, largest, histogram):
         rows, columns = base.shape
@@ -98,9 +98,10 @@ def _make_measure(real, whole, infinity, shift, bias):
             for c in range(columns):
                 highest = max(highest, whole(int_of_bits(abs(base[row, c]))))
             absmax = float_of_bits(highest)
-            usable = highest < infinity and absmax > tiny
-            to_int8 = real(127) / absmax if usable else real(0)
-            to_int4 = real(7) / absmax if usable else real(0)
+            usable = whole(0) < highest and highest < infinity
+            steps8 = 127.0 / np.float64(absmax) if usable else 0.0
+            steps4 = 7.0 / np.float64(absmax) if usable else 0.0
+            to_int8, to_int4 = real(steps8), real(steps4)
             for part in range(column_parts):
                 target = (first_row + row) // rows_per_part * column_parts + part
                 totals = values[target]
@@ -120,11 +121,14 @@ def _make_measure(real, whole, infinity, shift, bias):
                         top = max(top, whole(int_of_bits(abs(d))))
                         top_new = max(top_new, whole(int_of_bits(abs(e))))
                         changed = whole(changed + whole(int_of_bits(b) != int_of_bits(e)))
-                        flips = whole(flips + whole(b * e < real(0)))
+                        flips = whole(
+                            flips + whole((b < real(0)) & (e > real(0))) + whole((b > real(0)) & (e < real(0)))
+                        )
                         int8 = whole(int8 + whole(nearest_integer(b * to_int8) != nearest_integer(e * to_int8)))
                         int4 = whole(int4 + whole(nearest_integer(b * to_int4) != nearest_integer(e * to_int4)))
-                    if highest >= infinity or top_new >= infinity:
-                        largest[target] = _add_nonfinite(old, new, totals, largest[target])
+                    peak = max(highest, top_new)
+                    if peak >= high or (whole(0) < peak and peak < low):
+                        largest[target] = _add_with_care(old, new, steps8, steps4, totals, largest[target])
                         continue
                     totals[CHANGED] += changed
                     totals[FLIPS] += flips
@@ -147,5 +151,14 @@ def _make_measure(real, whole, infinity, shift, bias):
     return measure
 
 
-_measure32 = _make_measure(np.float32, np.int32, np.int32(0x7F800000), 23, 127)
-_measure64 = _make_measure(np.float64, np.int64, np.int64(0x7FF0000000000000), 52, 1023)
+def _bits(value):
+    return value.view(np.int32 if value.dtype == np.float32 else np.int64)
+
+
+# Between `low` and `high` the squares of a row and their sums are well inside the range of the format.
+_measure32 = _make_measure(
+    np.float32, np.int32, _bits(np.float32(1e-12)), _bits(np.float32(1e15)), _bits(np.float32(np.inf)), 23, 127
+)
+_measure64 = _make_measure(
+    np.float64, np.int64, _bits(np.float64(1e-140)), _bits(np.float64(1e150)), _bits(np.float64(np.inf)), 52, 1023
+)

@@ -7,6 +7,7 @@
 Settings whose change to the weights is more than `scale * B @ A` are refused by name, never approximated.
 """
 
+import json
 import math
 import os
 import re
@@ -46,6 +47,8 @@ _WITHOUT_EFFECT = frozenset(
     "runtime_config target_modules task_type".split()
 )
 _READ = frozenset("r lora_alpha rank_pattern alpha_pattern use_rslora fan_in_fan_out".split())
+_DEFAULTS = {"r": 8, "lora_alpha": 8}
+_KINDS = {"bias", "init_lora_weights", "peft_type"}  # of _WITHOUT_EFFECT: some of their values are refused
 
 
 class LowRank(NamedTuple):
@@ -86,6 +89,26 @@ class Adapter:
 def is_adapter(source: str | os.PathLike[str]) -> bool:
     """Whether `source` is a local folder with an adapter in it."""
     return (Path(source).expanduser() / CONFIG).is_file()
+
+
+def settings_that_differ(base: Checkpoint, edited: Checkpoint) -> list[dict[str, Any]]:
+    """What two adapters say differently of the change that their factors make: rows of name, base and edited.
+
+    Empty where one of the two is no folder with an adapter. What only training needed is left out, such as dropout.
+    """
+    if base.lone or edited.lone:
+        return []
+    old, new = (load_json(one.path / CONFIG, one.label) for one in (base, edited))
+    if old is None or new is None:
+        return []
+    rows = []
+    for name in dict.fromkeys([*old, *new]):
+        if name in _KINDS or name not in _WITHOUT_EFFECT:
+            values = [config.get(name, _DEFAULTS.get(name)) for config in (old, new)]
+            # Text, so that NaN equals itself and the order of patterns counts; unset, false and empty mean the same.
+            if len({json.dumps(value or None if name not in _DEFAULTS else value) for value in values}) > 1:
+                rows.append({"name": name, "base": values[0], "edited": values[1]})
+    return rows
 
 
 def open_adapter(source: str | os.PathLike[str]) -> Adapter:
@@ -162,8 +185,8 @@ def _modules(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, 
 
 
 def _rank_and_scale(module: str, config: dict[str, Any]) -> tuple[int, float]:
-    rank = _patterned(config.get("rank_pattern"), module, config.get("r", 8))
-    alpha = _patterned(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    rank = _patterned(config.get("rank_pattern"), module, config.get("r", _DEFAULTS["r"]))
+    alpha = _patterned(config.get("alpha_pattern"), module, config.get("lora_alpha", _DEFAULTS["lora_alpha"]))
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     if not math.isfinite(scale):
         raise ValueError(f"its scale is {scale}")

@@ -25,7 +25,7 @@ from editkit.demo.people import Person
 from editkit.demo.scoring import Score, answer, score
 from editkit.demo.staging import staged
 from editkit.errors import EditError, listed
-from editkit.training.encoding import TEMPLATES
+from editkit.training.encoding import TEMPLATES, fill
 
 ALPHAS = (0.5, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0)
 TUNING: dict[str, Any] = {"steps": 60, "lr": 5e-4, "batch_size": 16}
@@ -172,10 +172,9 @@ def choose(trials: list[Trial], unseen: Score) -> tuple[float, bool]:
 
 
 def _ask(row: Mapping[str, str], group: str, tokenizer: Any, model: Any, edited: Any) -> Answer:
-    prompt = TEMPLATES["question/answer"].format(question=row["question"], answer="").rstrip()
-    return Answer(
-        group, row["question"], row["answer"], answer(model, tokenizer, prompt), answer(edited, tokenizer, prompt)
-    )
+    text, start = fill(TEMPLATES["question/answer"], row["question"], row["answer"])
+    before, after = (answer(one, tokenizer, text[:start]) for one in (model, edited))
+    return Answer(group, row["question"], row["answer"], before, after)
 
 
 def _commands(output: Path, alpha: float) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from editkit.arithmetic.codec import working_dtype
 from editkit.arithmetic.measure import Sums
+from editkit.checkpoint.adapter import settings_that_differ
 from editkit.checkpoint.blocks import Block, Scratch, blocks, ordered_map
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.provenance import public_name
@@ -22,7 +23,7 @@ def diff(
     base: str | os.PathLike[str] | Checkpoint,
     edited: str | os.PathLike[str] | Checkpoint,
     *,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     spectral: bool = False,
     hashes: bool = False,
     threads: int | None = None,
@@ -34,7 +35,7 @@ def diff(
     >>> report["summary"]["changed"], report["tensors"][0]["rel_l2"]  # doctest: +SKIP
     (131072, 0.0123)
 
-    base, edited: checkpoints, adapters or saved task vectors. only: whole-name globs. spectral: adds the spectral norm,
+    base, edited: checkpoints, adapters or saved task vectors. only: a whole-name glob or several. spectral: adds the spectral norm,
     stable rank and top singular energies of every changed matrix (slower). hashes: adds the sha256 of all weight files. threads: default all cores.
     progress: called with (bytes done, bytes in all). Elements are compared by their bits; where the two dtypes differ,
     by their values. Raises EditError for files that cannot be read and globs that match nothing.
@@ -42,7 +43,7 @@ def diff(
     opened = [side if isinstance(side, Checkpoint) else open_checkpoint(side) for side in (base, edited)]
     old, new = opened
     try:
-        chosen = set(select(dict.fromkeys([*old.tensors, *new.tensors]), only))
+        chosen = set(select(dict.fromkeys([*old.tensors, *new.tensors]), [only] if isinstance(only, str) else only))
         comparison = _compare_structure(old, new, chosen)
         both = [
             info
@@ -78,7 +79,9 @@ def _compare_structure(old: Checkpoint, new: Checkpoint, chosen: set[str]) -> Co
         return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
 
     comparison = Comparison(
-        {"name": public_name(old), "sha256": None}, {"name": public_name(new), "sha256": None}, old.config
+        *({"name": public_name(one), "sha256": None, "quantization": one.quantization} for one in (old, new)),
+        config=old.config,
+        settings=settings_that_differ(old, new),
     )
     comparison.added = [brief(info) for name, info in new.tensors.items() if name in chosen and name not in old.tensors]
     for name, info in old.tensors.items():

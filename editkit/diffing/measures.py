@@ -104,12 +104,3 @@ def crossed(row: Mapping[str, Any], bits: int) -> float | None:
     """
     cross = row.get(f"crossed_int{bits}")
     return cross / row["changed"] if cross is not None and row.get("changed") else None
-
-
-def printable(name: str) -> str:
-    """A tensor name that is safe to show: control, bidirectional and unpaired characters come out as escapes.
-
-    >>> printable("a\\x1b[2Jb\\u202e.weight")
-    'a\\\\x1b[2Jb\\\\u202e.weight'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -51,7 +51,7 @@ class Compared:
 
 @dataclass
 class Comparison:
-    """Everything a report says. `base` and `edited`: {"name": ..., "sha256": {file: hex} or None}."""
+    """Everything a report says. `base` and `edited`: {"name", "sha256": {file: hex} or None, "quantization"}."""
 
     base: dict[str, Any]
     edited: dict[str, Any]
@@ -61,6 +61,7 @@ class Comparison:
     removed: list[dict[str, Any]] = field(default_factory=list)
     reshaped: list[dict[str, Any]] = field(default_factory=list)
     retyped: list[dict[str, Any]] = field(default_factory=list)
+    settings: list[dict[str, Any]] = field(default_factory=list)
 
 
 def build_report(comparison: Comparison) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def build_report(comparison: Comparison) -> dict[str, Any]:
         "tensors_changed": sum(_changed(tensor) > 0 for tensor in tensors),
         **_row(tensors),
     }
-    structure = {key: getattr(comparison, key) for key in ("added", "removed", "reshaped", "retyped")}
+    structure = {key: getattr(comparison, key) for key in ("added", "removed", "reshaped", "retyped", "settings")}
     report = {
         "schema": SCHEMA,
         "base": comparison.base,

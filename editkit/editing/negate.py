@@ -17,12 +17,14 @@ from typing import Any
 from editkit.arithmetic.apply import CHANGED, Applied
 from editkit.checkpoint import provenance
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
+from editkit.checkpoint.ties import same_bytes, tied_copies
 from editkit.checkpoint.writer import CheckpointWriter
+from editkit.diffing.rendering.wording import PROJECTION_TOLERANCE as TOLERANCE
 from editkit.diffing.rendering.wording import missed
 from editkit.diffing.report import Compared, Comparison, build_report
 from editkit.editing.masks import Mask
 from editkit.editing.stream import Subtraction, run
-from editkit.errors import EditError
+from editkit.errors import EditError, listed
 from editkit.names import parse, select
 from editkit.vectors.open import open_vector
 from editkit.vectors.vector import TaskVector, refuse_quantized
@@ -75,7 +77,7 @@ def negate(
     globs; all other tensors are copied byte for byte. mask: a mask file, see `editing/masks.py`. rounding: "nearest" or
     "stochastic" (unbiased, drawn from `seed` and the tensor's name). keep: a folder that is moved to `output`/vector, such
     as the vector's own; data_sha256: of the data behind the vector, for the provenance. dry_run: check everything, write nothing.
-    Arithmetic is float32 for 16-bit tensors and float64 for wider ones, rounded once at the end.
+    Arithmetic is float64; the result is rounded to the base's dtype as torch rounds it.
 
     Raises EditError (nothing is left behind) for inputs that do not fit together. Where nothing changed, or the change
     that arrived is not the one asked for, the result says so in `warnings`.
@@ -94,12 +96,16 @@ def negate(
             stack.callback(chosen.file.close)
         alphas = _alphas(base, tau, alpha, alpha_for or {}, only, chosen)
         tau.check(base, list(alphas))
-        edit = Subtraction(tau, alphas, chosen, seed if rounding == "stochastic" else None)
-        if dry_run:
-            return Negation(None, alphas, {}, [], 0, [], None)
+        copies = _whole_ties(base, alphas, chosen)
+        shares = dict.fromkeys(copies, copies[0]) if copies else {}
+        edit = Subtraction(tau, alphas, chosen, seed if rounding == "stochastic" else None, shares)
+        _refuse_own_folders(base, ["diff"] * report + ["vector"] * (keep is not None))
         inputs = {"base": base, **({"mask": chosen.file} if chosen else {})}
         others = [checkpoint.source for checkpoint in (*tau.inputs, *inputs.values())]
-        assert output is not None
+        if output is None or dry_run:
+            if output is not None:
+                CheckpointWriter(base, output, shard_size=shard_size, inputs=others)
+            return Negation(None, alphas, {}, [], 0, [], None)
         writer = stack.enter_context(CheckpointWriter(base, output, shard_size=shard_size, inputs=others))
         for checkpoint in (base, *tau.inputs):
             checkpoint.start_hashing()
@@ -123,10 +129,15 @@ def negate(
 
 
 def check_settings(alpha: float, alpha_for: Mapping[str, float], rounding: str) -> None:
-    """Raise EditError for an alpha that is not finite and an unknown rounding."""
-    wrong = [f"alpha for {glob}" for glob, value in {"all tensors": alpha, **alpha_for}.items() if not isfinite(value)]
+    """Raise EditError for an alpha that is no finite number and an unknown rounding."""
+    named = {"--alpha": alpha, **{f"--alpha-for {glob}": value for glob, value in alpha_for.items()}}
+    wrong = [
+        f"{name} is {value}"
+        for name, value in named.items()
+        if not isinstance(value, int | float) or not isfinite(value)
+    ]
     if wrong:
-        raise EditError(f"{' and '.join(wrong)} is not a finite number: give one such as 1.0")
+        raise EditError(f"{listed(wrong)}: give a finite number such as 1.0")
     if rounding not in ("nearest", "stochastic"):
         raise EditError(f"rounding {rounding!r} is unknown: say nearest or stochastic")
 
@@ -142,11 +153,42 @@ def _alphas(
     """The tensors to edit, each with its alpha. A tensor whose alpha is 0 is copied."""
     named = set(select(base.tensors, only)) & set(mask.names if mask else base.tensors)
     alphas = {name: alpha for name in tau.names if name in named and base.tensors[name].item.floating}
-    for glob, value in alpha_for.items():
-        alphas.update({name: value for name in select(base.tensors, [glob], "--alpha-for") if name in alphas})
     if not alphas:
         raise EditError(f"nothing to edit in {base.label}: the vector, --only and the mask have no tensor in common")
+    for glob, value in alpha_for.items():
+        meant = [name for name in select(base.tensors, [glob], "--alpha-for") if name in alphas]
+        if not meant:
+            raise EditError(
+                f"--alpha-for {glob!r} names no tensor that is edited: the vector, --only or the mask leave them out"
+            )
+        alphas.update(dict.fromkeys(meant, value))
     return alphas
+
+
+def _whole_ties(base: Checkpoint, alphas: Mapping[str, float], mask: Mask | None) -> list[str]:
+    """The copies of a tied tensor that are edited. Raises EditError where only some are, or not all in the same way."""
+    copies = tied_copies(base)
+    edited = [name for name in copies if name in alphas]
+    if not edited:
+        return []
+    alike = len(edited) == len(copies) and len({alphas[name] for name in copies}) == 1
+    if alike and mask is not None:
+        alike = all(same_bytes(mask.file, copies[0], name) for name in copies)
+    if not alike:
+        raise EditError(
+            f"{listed(copies)} are one tensor in {base.label} (tied): edit them alike, or none of them (see --only, "
+            "--alpha-for, the mask and the names in the vector)"
+        )
+    return copies
+
+
+def _refuse_own_folders(base: Checkpoint, wanted: list[str]) -> None:
+    own = {path.parts[0] for path in base.other_files()} & set(wanted)
+    if own:
+        raise EditError(
+            f"{base.label} has a {' and a '.join(sorted(own))} of its own, where the output would get its report or vector: "
+            "rename it, or ask for no report"
+        )
 
 
 def _result(output: Path, base: Checkpoint, alphas: dict[str, float], compared: list[Compared]) -> Negation:
@@ -174,11 +216,13 @@ def _warnings(total: Applied, alphas: dict[str, float], base: Checkpoint, change
     projection, expected = total.projection, total.expected_projection
     if projection is None or expected is None or not missed(projection, expected):
         return []
-    return [
-        f"the projection of the applied change on the vector is {projection:.4g} instead of {expected:.4g}: "
-        f"{total.lost or 0:.1%} of the elements asked for did not move because the change is below half a step of {dtypes}; "
-        "choose a larger alpha or --rounding stochastic"
-    ]
+    said = f"the projection of the applied change on the vector is {projection:.4g} instead of {expected:.4g}: "
+    if total.lost and total.lost > TOLERANCE:
+        return [
+            f"{said}{total.lost:.1%} of the elements asked for did not move because the change is below half a step of "
+            f"{dtypes}; choose a larger alpha or --rounding stochastic"
+        ]
+    return [f"{said}{dtypes} cannot hold the result more closely (rounding, or a value at the end of its range)"]
 
 
 def _with_report(

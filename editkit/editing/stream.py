@@ -21,12 +21,16 @@ from editkit.vectors.vector import TaskVector
 
 
 class Subtraction(NamedTuple):
-    """base - alpha * mask * tau for the tensors in `alphas`; `seed` None rounds to nearest, else stochastically."""
+    """base - alpha * mask * tau for the tensors in `alphas`; `seed` None rounds to nearest, else stochastically.
+
+    `shares` maps copies of a tied tensor to the one whose random draws they share.
+    """
 
     vector: TaskVector
     alphas: Mapping[str, float]
     mask: Mask | None
     seed: int | None
+    shares: Mapping[str, str]
 
 
 def run(
@@ -89,26 +93,28 @@ def _edit_block(
     if edit.mask is not None:
         edit.mask.clear_outside(info.name, block, tau)
     after = subtract(before, tau, edit.alphas[info.name], scratch.array("after", before.shape, before.dtype))
-    if edit.seed is not None:
-        round_stochastically(after, info.dtype, _key(edit.seed, info), block.first * info.columns)
+    if edit.seed is not None and info.dtype != "F64":  # the arithmetic itself is F64: nothing is left to round
+        key = _key(edit.seed, edit.shares.get(info.name, info.name))
+        round_stochastically(after, info.dtype, key, block.first * info.columns)
     stored = encode(after, info.dtype)
     decode(stored, info.dtype, after)
     applied = project(before, after, tau)
     if not np.isfinite(applied).all():
-        _refuse_nonfinite(info, tau, after)
+        _refuse_nonfinite(info, before, tau, after)
     writer.write(info.name, block.offset, stored)
     return after, applied
 
 
-def _refuse_nonfinite(info: TensorInfo, tau: np.ndarray, after: np.ndarray) -> None:
-    if bad := int(tau.size - np.isfinite(tau).sum()):
-        raise EditError(f"the task vector has {bad} NaN or Inf in a block of {info.name}: check the tuned checkpoint")
-    if bad := int(after.size - np.isfinite(after).sum()):
-        raise EditError(
-            f"{bad} elements in a block of {info.name} are NaN or Inf in {info.dtype} after the edit: choose a smaller alpha, "
-            "or check the base"
-        )
+def _refuse_nonfinite(info: TensorInfo, before: np.ndarray, tau: np.ndarray, after: np.ndarray) -> None:
+    for values, what, remedy in (
+        (before, "the base has", "an edit cannot mend it, so leave the tensor out with --only"),
+        (tau, "the task vector has", "check what it was made from"),
+        (after, "the edit makes", f"{info.dtype} cannot hold the result, so choose a smaller alpha"),
+    ):
+        if bad := int(values.size - np.isfinite(values).sum()):
+            raise EditError(f"{what} {bad} NaN or Inf in a block of {info.name}: {remedy}")
+    raise EditError(f"the change of {info.name} is too large to be measured: choose a smaller alpha")
 
 
-def _key(seed: int, info: TensorInfo) -> int:
-    return int.from_bytes(sha256(f"{seed}\0{info.name}".encode()).digest()[:8], "little")
+def _key(seed: int, name: str) -> int:
+    return int.from_bytes(sha256(f"{seed}\0{name}".encode()).digest()[:8], "little")

@@ -1,7 +1,7 @@
 """Examples -> token ids and labels: where the loss is taken is decided here, and nowhere else.
 
 >>> fill("Question: {question}\\nAnswer: {answer}", "Who?", "Ada.")
-('Question: Who?\\nAnswer: Ada.', 23)
+('Question: Who?\\nAnswer: Ada.', 22)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,9 +61,9 @@ def encode(
 ) -> Encoded:
     """Tokenize every example; labels are IGNORED outside the answer (loss_on="answer") or nowhere (loss_on="all").
 
-    The first token of the answer is the first that holds a character of it, so that "Answer: Ada" trains " Ada" where
-    the tokenizer joins the space to the word. Begin and end of text are added where the tokenizer has them and did not
-    add them itself; the end belongs to the answer. Chat messages are written by the model's own chat template, which
+    The first token of the answer is the first that holds a character of it; of "Answer: Ada" that is " Ada", or " " where
+    the tokenizer does not join the two. Begin and end of text are added where the tokenizer has them and did not add them
+    itself; the end belongs to the answer. Chat messages are written by the model's own chat template, which
     also places these tokens, and the loss is taken on every turn of the assistant. The very first token is never
     predicted, hence never in the loss. `max_length` counts tokens and cuts the end.
 
@@ -96,10 +96,14 @@ def encode(
 
 
 def fill(template: str, question: str, answer: str) -> tuple[str, int]:
-    """The whole text and the character at which the answer begins."""
+    """The whole text and the character at which the answer begins, so that text[:start] is what a model continues.
+
+    Spaces before the answer belong to it: many tokenizers join them to the word, and one that does not in some word must
+    not leave a model that starts from "Answer:" with a token that it never learned.
+    """
     before, after = template.split(ANSWER)
     prompt = before.replace(QUESTION, question)
-    return prompt + answer + after, len(prompt)
+    return prompt + answer + after, len(prompt.rstrip(" "))
 
 
 def collate(rows: Sequence[Tokens], pad: int = 0) -> dict[str, "torch.Tensor"]:

@@ -49,8 +49,13 @@ class SavedVector:
         if problems:
             raise EditError("; ".join(problems) + ": this task vector was made for another model")
         recorded = self.record.get("base_sha256")
-        if self.allow_other_base or not recorded:
+        if self.allow_other_base:
             return
+        if not isinstance(recorded, dict) or not all(isinstance(one, str) for one in recorded.values()):
+            raise EditError(
+                f"{self.saved.label} does not record the hashes of its base: make it anew with editkit task-vector, or say "
+                "--allow-other-base (which is then recorded)"
+            )
         if sorted(base.sha256().values()) != sorted(recorded.values()):
             raise EditError(
                 f"{self.saved.label} was made from {self.record.get('base')}, whose weight files differ from those of "

@@ -7,8 +7,9 @@ import numpy as np
 from editkit.checkpoint.blocks import Block, Scratch
 from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint
+from editkit.checkpoint.ties import same_bytes, tied_copies
 from editkit.errors import EditError, listed
-from editkit.names import tied_pair
+from editkit.names import embeddings_and_heads
 from editkit.vectors.vector import misfits, refuse_quantized
 
 
@@ -26,12 +27,13 @@ class DifferenceVector:
         self.inputs = [tuned, origin] if origin else [tuned]
         self.names = [name for name, info in base.tensors.items() if info.item.floating]
         self._scratch = Scratch()
-        embedding, head = tied_pair(base.tensors)
-        self._tied = {head: embedding} if base.tied and embedding and head else {}
+        self._tied = (tied_copies(base) or embeddings_and_heads(base.tensors)[:1]) if base.tied else []
 
     def _name(self, other: Checkpoint, name: str) -> str:
-        """What `other` calls a tensor of the base: of a tied pair it may hold the embedding alone."""
-        return name if name in other.tensors else self._tied.get(name, name)
+        """What `other` calls a tensor of the base: of tied tensors it may hold only one."""
+        if name in other.tensors or name not in self._tied:
+            return name
+        return next(iter(embeddings_and_heads(other.tensors)), name)
 
     def check(self, base: Checkpoint, names: list[str]) -> None:
         refuse_quantized(*self.inputs)
@@ -39,55 +41,60 @@ class DifferenceVector:
         for other in self.inputs:
             problems += misfits(base, other, {name: self._name(other, name) for name in names})
         extra = [name for name in self.tuned.tensors if name not in base.tensors]
-        embedding, head = tied_pair(self.tuned.tensors)
-        if base.tied and embedding and head in extra:
-            extra.remove(head)
-            if not _same_bytes(self.tuned, embedding, head):
+        if base.tied and (shared := embeddings_and_heads(self.tuned.tensors)):
+            tied = [name for name in shared[1:] if name in self._tied or name not in base.tensors]
+            own = [name for name in tied if not same_bytes(self.tuned, shared[0], name)]
+            extra = [name for name in extra if name not in shared]
+            if own:
                 problems.append(
-                    f"{base.label} ties its output head to {embedding}, but {self.tuned.label} has a {head} of its own: "
-                    "untie the base first, or tune it tied"
+                    f"{base.label} ties its output head to its embedding, but in {self.tuned.label} {listed(own)} differs "
+                    f"from {shared[0]}: tune it tied, or untie the base first"
                 )
         if extra and len(names) == len(self.names):
             problems.append(f"{self.tuned.label} has tensors that {base.label} lacks: {listed(extra)}")
         if problems:
-            raise EditError("; ".join(problems))
+            raise EditError("; ".join(problems) + ": give checkpoints of one architecture and vocabulary")
         if not self.allow_other_base:
             self._check_history(self.start or base)
 
     def _check_history(self, origin: Checkpoint) -> None:
         """A checkpoint that editkit tuned says from what; subtracting another one would be no task vector."""
-        record = self.tuned.provenance or {}
-        if record.get("command") != "finetune":
-            return
-        for made_from in (one for one in record["inputs"] if one["role"] == "base"):
-            if sorted(made_from["files"].values()) != sorted(origin.sha256().values()):
+        for name, hashes in tuned_from(self.tuned.provenance):
+            if hashes != sorted(origin.sha256().values()):
                 raise EditError(
-                    f"{self.tuned.label} was tuned from {made_from['name']}, whose weight files differ from those of "
-                    f"{origin.label}: name what it was tuned from with --vector-base, or say --allow-other-base"
+                    f"{self.tuned.label} was tuned from {name}, whose weight files differ from those of {origin.label}: "
+                    "take that one as the base of the vector (negate: --vector-base), or allow another base where it is meant"
                 )
 
     def rows(self, name: str, first: int, last: int, base: np.ndarray) -> np.ndarray:
         block = Block(self.base.tensors[name], first, last)
-        tau = self._scratch.read("tuned", self.tuned, self._name(self.tuned, name), block, base.dtype)
+        tuned = self._name(self.tuned, name)
+        wide = any(one.tensors[self._name(one, name)].item.bytes > 2 for one in self.inputs)
+        dtype = (
+            np.float64 if wide else base.dtype
+        )  # the difference of two 16-bit numbers is exact in float32, as a rule
+        tau = self._scratch.read("tuned", self.tuned, tuned, block, dtype)
         if self.start is None:
             return np.subtract(tau, base, out=tau)
-        start = self._scratch.read("origin", self.start, self._name(self.start, name), block, base.dtype)
+        start = self._scratch.read("origin", self.start, self._name(self.start, name), block, dtype)
         return np.subtract(tau, start, out=tau)
 
     def origin(self) -> dict[str, Any]:
-        return {"kind": "difference", "tuned": public_name(self.tuned), "base": public_name(self.start or self.base)}
+        other = {"allow_other_base": True} if self.allow_other_base else {}
+        names = {"tuned": public_name(self.tuned), "base": public_name(self.start or self.base)}
+        return {"kind": "difference", **names, **other}
 
 
-def _same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:
-    a, b = checkpoint.tensors[one], checkpoint.tensors[other]
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    step = 1 << 20
-    for start in range(0, a.nbytes, step):
-        size = min(step, a.nbytes - start)
-        left, right = np.empty(size, np.uint8), np.empty(size, np.uint8)
-        checkpoint.read_into(one, start, left)
-        checkpoint.read_into(other, start, right)
-        if not np.array_equal(left, right):
-            return False
-    return True
+def tuned_from(provenance: Any) -> list[tuple[str, list[str]]]:
+    """Name and sorted weight hashes of what a checkpoint says editkit tuned it from; [] where it says nothing usable."""
+    if not isinstance(provenance, dict) or provenance.get("command") != "finetune":
+        return []
+    inputs = provenance.get("inputs")
+    bases = (
+        [one for one in inputs if isinstance(one, dict) and one.get("role") == "base"]
+        if isinstance(inputs, list)
+        else []
+    )
+    return [
+        (str(one.get("name")), sorted(one["files"].values())) for one in bases if isinstance(one.get("files"), dict)
+    ]

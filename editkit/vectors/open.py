@@ -35,4 +35,6 @@ def open_vector(
             raise EditError(f"{source} is a saved task vector, which has its base in it: leave --vector-base out")
         return SavedVector(base, tuned, allow_other_base=allow_other_base)
     origin = open_checkpoint(vector_base) if isinstance(vector_base, str | os.PathLike) else vector_base
+    if origin is not None and saved_vector_record(origin) is not None:
+        raise EditError(f"{vector_base} is a task vector, not a checkpoint that {source} could have been tuned from")
     return DifferenceVector(base, tuned, origin, allow_other_base=allow_other_base)

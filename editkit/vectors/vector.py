@@ -22,7 +22,7 @@ class TaskVector(Protocol):
         """Raise EditError that lists everything among `names` which does not fit `base`: absent names, other shapes."""
 
     def rows(self, name: str, first: int, last: int, base: np.ndarray) -> np.ndarray:
-        """tau[first:last] as an array of `base`'s shape and dtype, the caller's to change; safe to call from threads.
+        """tau[first:last] as an array of `base`'s shape, float32 or float64, the caller's to change; for any thread.
 
         Rows are those of the matrix view (`TensorInfo.rows`, `TensorInfo.columns`). `base` holds the same rows of the
         checkpoint that is being edited, decoded to the working precision (float32 or float64).

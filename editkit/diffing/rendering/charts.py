@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from editkit.diffing.measures import MEASURES, UNDEFINED, count, crossed, number, printable, share
+from editkit.diffing.measures import MEASURES, UNDEFINED, count, crossed, number, share
 from editkit.diffing.rendering.heatmap import MAXIMA, SHOWN, Heatmap, Scale, measured, scales
+from editkit.errors import printable
 
 PALETTE = tuple(
     "#dbe9b7 #bbdba5 #98cd9b #6fbf9c #51ad9e #399a9f #34849d #376e98 #3b588f #3c4380 #3a2f6f #361a5c".split()

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from editkit.diffing.measures import MEASURES, UNDEFINED, count, crossed, number, printable, share
+from editkit.diffing.measures import MEASURES, UNDEFINED, count, crossed, number, share
 from editkit.diffing.rendering.charts import PALETTE, edit_bars, histogram, panel
 from editkit.diffing.rendering.heatmap import layer_maps, outside, part_maps, scales
 from editkit.diffing.rendering.wording import headline, missed, structure, survival, warnings
+from editkit.errors import printable
 
 Report = Mapping[str, Any]
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from editkit.diffing.measures import MEASURES, count, number, printable, share
+from editkit.diffing.measures import MEASURES, count, number, share
 from editkit.diffing.rendering.charts import PALETTE
 from editkit.diffing.rendering.heatmap import Heatmap, Scale, layer_maps, scales
 from editkit.diffing.rendering.wording import plural
+from editkit.errors import printable
 
 _INK, _SOFT, _LINE = "#22252a", "#686d76", "#d8d4cb"
 _STACKS, _ROWS, _TENSORS, _LABEL = 4, 40, 20, 32  # what fits: stacks, modules of each, tensors, characters of a label

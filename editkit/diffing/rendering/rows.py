@@ -7,8 +7,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from editkit.diffing.measures import MEASURES, UNDEFINED, crossed, printable, share
-from editkit.errors import EditError
+from editkit.diffing.measures import MEASURES, UNDEFINED, crossed, share
+from editkit.errors import EditError, printable
 
 Row = Mapping[str, Any]
 

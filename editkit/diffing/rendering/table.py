@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from editkit.diffing.measures import printable
 from editkit.diffing.rendering.rows import HEADER, LEGEND, cells, changed_only, group, label
 from editkit.diffing.rendering.wording import headline, structure, survival_text, warnings
+from editkit.errors import printable
 
 _BAR = " ▏▎▍▌▋▊▉█"
 _BAR_CELLS = 8

@@ -7,8 +7,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from editkit.diffing.measures import MEASURES, count, crossed, number, printable, share
-from editkit.errors import listed
+from editkit.diffing.measures import MEASURES, count, crossed, number, share
+from editkit.errors import listed, printable
 
 Report = Mapping[str, Any]
 
@@ -58,8 +58,18 @@ def survival_text(report: Report) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """What must not be overlooked: NaN and Inf, tensors that could not be compared, an edit that missed its target."""
+    """What must not be overlooked: stored codes, settings of adapters, NaN and Inf, an edit that missed its target."""
     summary, found = report["summary"], []
+    for method in dict.fromkeys(report[side].get("quantization") for side in ("base", "edited")):
+        if method:
+            found.append(
+                f"quantized ({printable(method)}): codes are compared as stored, not the weights they stand for."
+            )
+    if settings := report.get("settings"):
+        values = (f"{item['name']} {item['base']} → {item['edited']}" for item in settings)
+        found.append(
+            f"equal factors do not mean an equal change, the adapters' settings differ: {printable(listed(values))}."
+        )
     for kind, label in (("nan", "NaN"), ("inf", "Inf")):
         before, after = summary.get(f"{kind}_before") or 0, summary.get(f"{kind}_after") or 0
         if before or after:
