@@ -9,6 +9,7 @@ import editkit
 from editkit.diffing.gates import differs, evaluate, parse_rule
 from editkit.diffing.rendering import FORMATS, check_folder, render, write_report
 
+from .main import fail
 from .options import as_json as json_option
 from .options import examples, output, quiet, threads
 from .progress import progress
@@ -64,7 +65,7 @@ def command(
     """
     rules = [parse_rule(rule) for rule in fail_if]
     if output is not None:
-        check_folder(output)
+        check_folder(output, (base, edited))
     with progress("diff", quiet=quiet) as advance:
         report = editkit.diff(
             base, edited, only=only, spectral=spectral, hashes=output is not None, threads=threads, progress=advance
@@ -76,5 +77,5 @@ def command(
     if chosen or not quiet:
         click.echo(render(report, chosen or "table", by, color=sys.stdout.isatty()), nl=False)
     for violation in violations:
-        click.echo(f"editkit: {violation}", err=True)
+        fail(violation, editkit.GateFailed.exit_code)
     return editkit.GateFailed.exit_code if violations or (exit_code and differs(report)) else 0

@@ -1,16 +1,26 @@
 """The command group, and the one place where errors turn into a line on stderr and an exit code."""
 
+import logging
+import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 import click
 
 import editkit
 
+# Work is cut into blocks for threads of editkit's own; with threads of BLAS below them they wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 COMMANDS = ("inspect", "diff", "negate", "task-vector", "finetune", "demo")
-BAD_INPUT, BUG, INTERRUPTED = 2, 70, 130
+BAD_INPUT, BUG, SIGNALLED = 2, 70, 128  # and the number of the signal
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Commands(click.Group):
@@ -22,20 +32,32 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         return import_module(f".{name.replace('-', '_')}", __package__).command if name in COMMANDS else None
 
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        with _quiet_on_a_closed_pipe():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _quiet_on_a_closed_pipe():
+            return super().invoke(ctx)
+
     def main(self, *args: Any, **settings: Any) -> Any:
+        _steady_streams()
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its cache in a home that is read-only is no news
         try:
-            code = super().main(*args, **{**settings, "standalone_mode": False})
+            with _unwinding():
+                code = super().main(*args, **{**settings, "standalone_mode": False})
         except editkit.EditError as error:
             code = fail(error, error.exit_code)
         except click.Abort:
-            code = INTERRUPTED
+            code = SIGNALLED + signal.SIGINT
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             code = BAD_INPUT
         except click.ClickException as error:
             code = fail(f"{error.format_message().rstrip('.')}{_help_of(error)}", error.exit_code)
-        except OSError as error:  # no permission, a full disk; click itself ends quietly on a broken pipe
-            code = fail(f"{error.strerror}: {error.filename}" if error.filename else error, BAD_INPUT)
+        except OSError as error:  # no permission, a full disk
+            place = error.filename or "the standard output, as it seems" if error.errno else None
+            code = fail(f"{error.strerror}: {place}" if place else error, BAD_INPUT)
         except Exception as error:
             # The traceback stays: a run of hours must not have to be repeated to report what went wrong.
             traceback.print_exc()
@@ -44,9 +66,51 @@ class Commands(click.Group):
 
 
 def fail(message: object, code: int) -> int:
-    """Say what went wrong in one line."""
-    click.echo(f"editkit: {' '.join(str(message).split())}", err=True)
+    """Say what went wrong in one line, without what a stranger's file could tell a terminal to do."""
+    click.echo(f"editkit: {editkit.errors.printable(' '.join(str(message).split()))}", err=True)
     return code
+
+
+def _steady_streams() -> None:
+    """Give closed streams a place to go, before a file gets their number, and let no character be too rare to print."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
+
+
+@contextmanager
+def _quiet_on_a_closed_pipe() -> Iterator[None]:
+    """End like a program that SIGPIPE ends, as in `editkit diff ... | head`; click would say 1, the code of a verdict."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the interpreter flushes it once more at the end
+        raise SystemExit(SIGNALLED + signal.SIGPIPE) from None
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does, through every clean-up, and no second signal end the clean-up."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(SIGNALLED + number)
+
+    before = {each: signal.getsignal(each) for each in STOPPING}
+    before = {each: handler for each, handler in before.items() if handler != signal.SIG_IGN}  # as under nohup
+    for each in before:
+        signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _help_of(error: click.ClickException) -> str:
@@ -62,11 +126,11 @@ def _help_of(error: click.ClickException) -> str:
     "  editkit negate MODEL --forget forget.jsonl --vector-base BASE --alpha 1.0 -o EDITED\n"
     "  editkit diff MODEL EDITED -o report\n"
     "\n\b\nExit codes:\n"
-    "  0    done\n"
-    "  1    nothing changed, a --fail-if rule holds, or --exit-code found differences\n"
-    "  2    bad input: one line on stderr says what, where and what to do; nothing is left behind\n"
-    "  70   a bug in editkit, with its traceback\n"
-    "  130  interrupted",
+    "  0      done\n"
+    "  1      nothing changed, a --fail-if rule holds, or --exit-code found differences\n"
+    "  2      bad input: one line on stderr says what, where and what to do; nothing is left behind\n"
+    "  70     a bug in editkit, with its traceback\n"
+    "  128+n  ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP (nothing is left behind), 141 a closed pipe",
 )
 @click.version_option(editkit.__version__, prog_name="editkit", message="%(prog)s %(version)s")
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the writer asks of the disk: room, positioned writes, copies inside the kernel, locks.
+"""What writers ask of the disk: a place to stage, room, positioned writes, copies inside the kernel, locks.
 
 >>> import tempfile
 >>> with tempfile.TemporaryFile() as file:
@@ -13,6 +13,8 @@ import fcntl
 import os
 import re
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from editkit.errors import EditError
@@ -20,6 +22,79 @@ from editkit.errors import EditError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BLOCK = 4096  # file systems that share blocks between files do so at multiples of this
 _BUFFER = 1 << 20  # bytes of one copy through memory, where the kernel cannot
+
+
+@contextmanager
+def writing(shown: str) -> Iterator[None]:
+    """Failures of the disk become one sentence about the output, which the user calls `shown`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise EditError(f"no space left for {shown} ({error.strerror}): make space; nothing was kept") from error
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise EditError(f"{shown} is written by somebody else at the same time: give another output") from error
+        reason = error.strerror or error
+        raise EditError(f"{shown} cannot be written ({reason}): check its folder and permissions") from error
+
+
+def refuse_inputs(output: Path, shown: str, inputs: Iterable[Path]) -> None:
+    """Raise EditError where `output` is, lies in or contains one of the files and folders `inputs`, also via links."""
+    for path in inputs:
+        place = path.expanduser().resolve()
+        if output == place:
+            raise EditError(f"{shown} is an input as well: give another output")
+        if output.is_relative_to(place):
+            raise EditError(f"{shown} lies inside the input {path}: give an output outside it")
+        if place.is_relative_to(output):
+            raise EditError(f"{shown} contains the input {path}: give another output")
+
+
+def make_parents(output: Path, made: list[Path]) -> None:
+    """Make the folders above `output`; those that were not there are added to `made`, the outermost first."""
+    for parent in reversed(output.parents):
+        if not parent.exists():
+            parent.mkdir(exist_ok=True)
+            made.append(parent)
+
+
+def remove_made(made: list[Path]) -> None:
+    """Undo `make_parents`, as far as nobody put something there."""
+    for parent in reversed(made):
+        try:
+            parent.rmdir()
+        except OSError:
+            break
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A new folder beside `output`, to be renamed to it at the end; nothing else of it stays, nor of parents it needed."""
+    folder, made = staging_folder(output), list[Path]()
+    try:
+        make_parents(output, made)
+        remove_stale(output)
+        folder.mkdir()
+        guard = lock(folder, needed=False)
+        try:
+            yield folder
+        finally:
+            remove_staged(folder)
+            os.close(guard)
+    finally:
+        remove_made(made)
+
+
+def put(staged: Path, output: Path) -> None:
+    """Give a staged file its name. Raises FileExistsError where there is one of this name, which stays."""
+    try:
+        os.link(staged, output)
+        os.unlink(staged)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: reserve the name, then replace what was just made
+        os.close(os.open(output, os.O_CREAT | os.O_EXCL, 0o666))
+        os.rename(staged, output)
 
 
 def allocate(descriptor: int, size: int) -> None:

@@ -131,12 +131,19 @@ def parse(raw: bytes, size: int, file: str) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("has __metadata__ that is not a map of strings: write the file again")
 
-    tensors, problems = [], []
+    tensors, foreign, problems = [], [], []
     for name, entry in entries.items():
         try:
             tensors.append(_tensor(name, entry, file, 8 + len(raw)))
+        except NotImplementedError as error:
+            foreign.append(f"tensor {name!r} {error}")
         except ValueError as error:
             problems.append(f"tensor {name!r} {error}")
+    if foreign:
+        raise ValueError(
+            f"holds what editkit does not work with: {listed([*foreign, *problems])}: leave these tensors out or convert "
+            f"them (supported: {', '.join(DTYPES)}, under printable names)"
+        )
     if not problems:
         tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
         problems = _coverage(tensors, 8 + len(raw), size)
@@ -147,12 +154,12 @@ def parse(raw: bytes, size: int, file: str) -> Header:
 
 def _tensor(name: str, entry: Any, file: str, data: int) -> TensorInfo:
     if not name.isprintable():
-        raise ValueError("has a name with unprintable characters")
+        raise NotImplementedError("has a name with unprintable characters")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ValueError("lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"has the unsupported dtype {dtype!r} (supported: {', '.join(DTYPES)})")
+        raise NotImplementedError(f"has the unsupported dtype {dtype!r}")
     if not _naturals(shape):
         raise ValueError(f"has the shape {shape!r}, not a list of natural numbers")
     if not _naturals(offsets) or len(offsets) != 2:

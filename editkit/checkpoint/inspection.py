@@ -12,6 +12,7 @@ from typing import Any
 
 from editkit.checkpoint.header import TensorInfo, read_header
 from editkit.checkpoint.reader import Checkpoint, checked, locate
+from editkit.errors import printable
 from editkit.names import parse, tied_pair
 
 SCHEMA = "editkit.inspect/1"
@@ -23,7 +24,7 @@ def inspect_checkpoint(source: str | os.PathLike[str] | Checkpoint) -> dict[str,
     summary: `tensors`, `parameters` (elements of all tensors), `bytes` (of all tensors). dtypes: the same three for
     each dtype. layers: number of layers of each stack. modules: the same three, and the shapes, for each kind of
     module. tied: what the `config` says (null: nothing) and whether the `files` hold an embedding without an output
-    head (null: no embedding). quantization: a method or null. files: the same three and the metadata of each weight
+    head (null: no embedding of a known name). quantization: a method or null. files: the same three and the metadata of each weight
     file. tensors: name, dtype, shape, bytes and file of each, in order. provenance: the `editkit.json`, or null.
 
     Takes what `open_checkpoint` takes, with its errors. Of a Hub id outside the local cache only headers are fetched.
@@ -57,8 +58,8 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "name": checkpoint.label,
-        "architectures": config.get("architectures"),
-        "model_type": config.get("model_type"),
+        "architectures": _names(config.get("architectures")),
+        "model_type": config["model_type"] if isinstance(config.get("model_type"), str) else None,
         "summary": _sizes(tensors),
         "dtypes": {dtype: _sizes(infos) for dtype, infos in dtypes.items()},
         "layers": {stack: len(numbers) for stack, numbers in layers.items()},
@@ -74,6 +75,12 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         ],
         "provenance": checkpoint.provenance,
     }
+
+
+def _names(said: Any) -> list[str] | None:
+    """What a config lists, where it is names: one text is one name, all else is unknown."""
+    names = [said] if isinstance(said, str) else said
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _sizes(infos: Iterable[TensorInfo]) -> dict[str, int]:
@@ -97,10 +104,14 @@ def _tied(checkpoint: Checkpoint) -> dict[str, bool | None]:
 def describe(facts: dict[str, Any]) -> str:
     """The facts of `inspect_checkpoint` as text for a person."""
     summary, tied = facts["summary"], facts["tied"]
-    embedding = {True: "no output head beside the embedding", False: "embedding and output head", None: "no embedding"}
+    embedding = {
+        True: "no output head beside the embedding",
+        False: "embedding and output head",
+        None: "no embedding of a known name",
+    }
     config = {True: "tied", False: "not tied", None: "nothing"}
     head = {
-        "model": ", ".join(map(str, facts["architectures"] or [facts["model_type"] or "unknown"])),
+        "model": ", ".join(facts["architectures"] or [facts["model_type"] or "unknown"]),
         "parameters": f"{summary['parameters']:,} in {summary['tensors']} tensors, {_size(summary['bytes'])}",
         "dtypes": ", ".join(f"{dtype} ({_amount(sizes)})" for dtype, sizes in facts["dtypes"].items()) or "none",
         "layers": ", ".join(f"{count} in {stack}" for stack, count in facts["layers"].items()) or "none",
@@ -124,7 +135,7 @@ def describe(facts: dict[str, Any]) -> str:
     lines = [facts["name"], *(f"  {key:<13} {value}" for key, value in head.items()), ""]
     lines += [*_table(("file", "tensors", "metadata"), files), ""]
     lines += _table(("module", ">tensors", ">parameters", ">share", "shapes"), modules)
-    return "\n".join("".join(sign if sign.isprintable() else "?" for sign in line).rstrip() for line in lines)
+    return "\n".join(printable(line).rstrip() for line in lines)
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from typing import Any
 from editkit import __version__
 from editkit.checkpoint.layout import PROVENANCE
 from editkit.checkpoint.reader import Checkpoint
+from editkit.errors import printable
 
 SCHEMA = "editkit.provenance/1"
 _PACKAGES = ("numpy", "torch", "transformers", "peft", "safetensors")
@@ -50,12 +52,18 @@ def record(
 
 def save(provenance: Mapping[str, Any], folder: Path) -> None:
     """Write `editkit.json` into a folder."""
-    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
+    (folder / PROVENANCE).write_bytes(text.encode("utf-8", "backslashreplace"))  # unpaired characters as JSON escapes
 
 
 def public_name(checkpoint: Checkpoint) -> str:
-    """The name of a checkpoint without the folders of the user's machine: a Hub id, or the last part of its path."""
-    return checkpoint.label if checkpoint.layout.hub else checkpoint.source.resolve().name
+    """The name of a checkpoint without the folders of the user's machine: a Hub id, or the last part of its path.
+
+    A link keeps its own name: what it leads to may be called by a hash.
+    """
+    return printable(
+        checkpoint.label if checkpoint.layout.hub else os.path.basename(os.path.abspath(checkpoint.source))
+    )
 
 
 def _version(package: str) -> str | None:

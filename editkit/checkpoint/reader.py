@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +108,19 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         """The open file descriptor of a weight file, for positioned reads; kept until `close`."""
         with self._lock:
             if file not in self._descriptors:
-                self._descriptors[file] = os.open(self.files[file], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                with self.reading(file):
+                    self._descriptors[file] = os.open(self.files[file], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             return self._descriptors[file]
+
+    @contextmanager
+    def reading(self, file: str) -> Iterator[None]:
+        """Failures to read one of the files of the checkpoint become one sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise EditError(
+                f"{self.layout.shown(file)} cannot be read ({error.strerror}): check the file and its permissions"
+            ) from error
 
     def read_into(self, name: str, first_byte: int, buffer: np.ndarray) -> None:
         """Fill `buffer` (uint8, contiguous) from byte `first_byte` of the tensor on. Threads may call it at once."""
@@ -124,7 +136,8 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
     def _read(self, file: str, position: int, view: memoryview) -> None:
         descriptor, done = self.descriptor(file), 0
         while done < len(view):
-            count = os.preadv(descriptor, [view[done:]], position + done)
+            with self.reading(file):
+                count = os.preadv(descriptor, [view[done:]], position + done)
             if count == 0:
                 raise EditError(
                     f"{self.layout.shown(file)} became shorter while it was read: do not change it meanwhile"
@@ -211,7 +224,7 @@ def locate(source: str | os.PathLike[str]) -> Layout | None:
     """
     label = os.fspath(source)
     path = Path(label).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # unlike Path.exists, also where the name is too long
         return find_layout(path, label.rstrip("/") or label)
     if not _HUB_ID.fullmatch(label) or label.startswith(".") or label.endswith(".safetensors"):
         raise EditError(f"{label} does not exist: give a folder, a .safetensors file or a Hub id such as org/name")

@@ -13,9 +13,9 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,7 +97,7 @@ class CheckpointWriter:
 
     def __enter__(self) -> "CheckpointWriter":
         try:
-            with self._disk():
+            with disk.writing(self.shown):
                 self._stage()
         except BaseException:
             self._abort()
@@ -128,7 +128,7 @@ class CheckpointWriter:
                 raise RuntimeError("the writer is closed")
             self._busy += 1  # keeps the descriptor open until the bytes are written
         try:
-            with self._disk():
+            with disk.writing(self.shown):
                 disk.write_at(self._descriptors[place.file], view, place.start + first_byte)
         finally:
             with self._idle:
@@ -147,7 +147,7 @@ class CheckpointWriter:
             return self.output
         with self._lock:
             self._flush()
-        with self._disk():
+        with disk.writing(self.shown):
             for job in self._jobs:
                 job.result()
             wrong = [name for name, info in self._places.items() if self._written[name] != info.nbytes]
@@ -170,14 +170,7 @@ class CheckpointWriter:
     # -- checks before the first byte
 
     def _refuse_bad_output(self, inputs: Sequence[Path]) -> None:
-        for path in inputs:
-            place = path.expanduser().resolve()
-            if self.output == place:
-                raise EditError(f"{self.shown} is an input as well: give another output folder")
-            if self.output.is_relative_to(place):
-                raise EditError(f"{self.shown} lies inside the input {path}: give an output folder outside it")
-            if place.is_relative_to(self.output):
-                raise EditError(f"{self.shown} contains the input {path}: give another output folder")
+        disk.refuse_inputs(self.output, self.shown, inputs)
         if self.output.is_dir():
             if any(self.output.iterdir()):
                 raise EditError(f"{self.shown} is not empty: give a new folder, or empty it first")
@@ -198,10 +191,7 @@ class CheckpointWriter:
     # -- staging
 
     def _stage(self) -> None:
-        for parent in reversed(self.output.parents):
-            if not parent.exists():
-                parent.mkdir()
-                self._made.append(parent)
+        disk.make_parents(self.output, self._made)
         disk.remove_stale(self.output)
         try:
             self.folder.mkdir()
@@ -212,7 +202,10 @@ class CheckpointWriter:
         self._guard = disk.lock(self.folder, needed=False)
         for path in self._others:
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.base.path / path, self.folder / path)
+            with ExitStack() as stack:
+                with self.base.reading(str(path)):
+                    source = stack.enter_context(open(self.base.path / path, "rb"))
+                shutil.copyfileobj(source, stack.enter_context(open(self.folder / path, "wb")))
         if self._resharded and len(self.shards) > 1:
             (self.folder / (INDEX + _PARTIAL)).write_text(self._new_index(), "utf-8")
         elif not self._resharded and self.base.index is not None:
@@ -282,29 +275,13 @@ class CheckpointWriter:
         if self._guard is not None:
             self._close()
             disk.remove_staged(self.folder)
-        for parent in reversed(self._made):
-            try:
-                parent.rmdir()
-            except OSError:
-                break  # somebody else put something there
+        disk.remove_made(self._made)
         self._unlock()
 
     def _unlock(self) -> None:
         if self._guard is not None:
             os.close(self._guard)
             self._guard = None
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        """Failures of the disk become one sentence."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in disk.FULL:
-                raise EditError(
-                    f"no space left for {self.shown} ({error.strerror}): make space; nothing was kept"
-                ) from error
-            raise EditError(f"{self.shown} cannot be written ({error}): check its folder and permissions") from error
 
 
 def write_checkpoint(

@@ -53,11 +53,10 @@ def diff(
         if hashes:
             old.start_hashing()
             new.start_hashing()
-        total = sum(info.nbytes + new.tensors[info.name].nbytes for info in both)
-        comparison.tensors = _compare_tensors(old, new, both, threads, progress, total)
-        if spectral:
-            for tensor in comparison.tensors:
-                _add_spectral(old, new, tensor)
+        matrices = [info for info in both if spectral and _has_spectrum(info, new.tensors[info.name])]
+        advance = _counted(progress, sum(info.nbytes + new.tensors[info.name].nbytes for info in both + matrices))
+        comparison.tensors = _compare_tensors(old, new, both, threads, advance)
+        _add_spectra(old, new, {info.name for info in matrices}, comparison.tensors, threads, advance)
         if hashes:
             comparison.base["sha256"], comparison.edited["sha256"] = old.sha256(), new.sha256()
         return build_report(comparison)
@@ -65,6 +64,19 @@ def diff(
         for side, given in zip(opened, (base, edited), strict=True):
             if side is not given:
                 side.close()
+
+
+def _counted(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """A function to call with the bytes that were just done."""
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress:
+            progress(done, total)
+
+    return advance
 
 
 def sums_for(info: TensorInfo, config: dict[str, Any] | None) -> tuple[Sums, dict[str, int]]:
@@ -78,11 +90,8 @@ def _compare_structure(old: Checkpoint, new: Checkpoint, chosen: set[str]) -> Co
     def brief(info: TensorInfo) -> dict[str, Any]:
         return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
 
-    comparison = Comparison(
-        *({"name": public_name(one), "sha256": None, "quantization": one.quantization} for one in (old, new)),
-        config=old.config,
-        settings=settings_that_differ(old, new),
-    )
+    base, edited = ({"name": public_name(one), "sha256": None, "quantization": one.quantization} for one in (old, new))
+    comparison = Comparison(base, edited, old.config, settings=settings_that_differ(old, new))
     comparison.added = [brief(info) for name, info in new.tensors.items() if name in chosen and name not in old.tensors]
     for name, info in old.tensors.items():
         if name not in chosen:
@@ -104,10 +113,9 @@ def _compare_tensors(
     new: Checkpoint,
     infos: list[TensorInfo],
     threads: int | None,
-    progress: Progress | None,
-    total: int,
+    advance: Callable[[int], None],
 ) -> list[Compared]:
-    scratch, done = Scratch(), 0
+    scratch = Scratch()
     compared = {info.name: Compared(info, None) for info in infos}
 
     def measure(block: Block) -> tuple[Block, Sums | int]:
@@ -129,9 +137,7 @@ def _compare_tensors(
                 tensor.changed += result
             else:
                 tensor.sums = result if tensor.sums is None else tensor.sums.merge(result)
-            done += block.nbytes + block.shape[0] * block.shape[1] * new.tensors[block.info.name].item.bytes
-            if progress:
-                progress(done, total)
+            advance(block.nbytes + block.shape[0] * block.shape[1] * new.tensors[block.info.name].item.bytes)
     return list(compared.values())
 
 
@@ -147,16 +153,35 @@ def _changed_whole(old: Checkpoint, new: Checkpoint, block: Block) -> int:
     return int((left != right).reshape(-1, info.item.bytes).any(axis=1).sum())
 
 
-def _add_spectral(old: Checkpoint, new: Checkpoint, tensor: Compared) -> None:
+def _has_spectrum(info: TensorInfo, other: TensorInfo) -> bool:
+    return info.item.floating and other.item.floating and len(info.shape) == 2 and info.numel > 0
+
+
+def _add_spectra(
+    old: Checkpoint,
+    new: Checkpoint,
+    names: set[str],
+    tensors: list[Compared],
+    threads: int | None,
+    advance: Callable[[int], None],
+) -> None:
+    """The spectra of the named tensors, each tensor by one thread: linear algebra has no use for more on such sizes."""
     from editkit.diffing.spectral import spectral
 
-    info = tensor.info
-    if tensor.sums is None or len(info.shape) != 2 or not info.numel:
-        return
+    scratch = Scratch()
 
-    def rows(first: int, last: int) -> np.ndarray:
-        block, scratch = Block(info, first, last), Scratch()
-        before = scratch.read("base", old, info.name, block, np.float64)
-        return scratch.read("edited", new, info.name, block, np.float64) - before
+    def measure(tensor: Compared) -> tuple[Compared, dict[str, Any]]:
+        info = tensor.info
 
-    tensor.spectral = spectral(rows, info.rows, info.columns)
+        def rows(first: int, last: int) -> np.ndarray:
+            block = Block(info, first, last)
+            before = scratch.read("base", old, info.name, block, np.float64)
+            return scratch.read("edited", new, info.name, block, np.float64) - before
+
+        return tensor, spectral(rows, info.rows, info.columns)
+
+    chosen = (tensor for tensor in tensors if tensor.info.name in names)
+    with ordered_map(measure, chosen, threads) as results:
+        for tensor, found in results:
+            tensor.spectral = found
+            advance(tensor.info.nbytes + new.tensors[tensor.info.name].nbytes)

@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any, NamedTuple
 
 UNDEFINED = "–"
@@ -63,8 +64,8 @@ _WRITE: dict[str, Callable[[float], str]] = {"count": count, "share": share, "nu
 
 
 def _three(value: float) -> str:
-    if value == 0:
-        return "0"
+    if value == 0 or not isfinite(value):
+        return f"{value:g}"
     if 1000 <= round(abs(value)) < 1e6:
         return f"{value:,.0f}"
     mantissa, _, exponent = f"{value:#.3g}".partition("e")

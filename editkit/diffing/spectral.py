@@ -25,7 +25,7 @@ def spectral(read_rows: ReadRows, rows: int, columns: int, *, seed: int = 0) -> 
     """Spectral norm, stable rank, and the share of the energy (squared L2) in the top 1, 4, 16 and 64 directions.
 
     `read_rows(first, last)` gives rows [first, last) as a float array [last - first, columns]; it is called several times
-    for the same rows. The result is the `spectral` entry of a tensor in the report, in the weights' own unit:
+    for the same rows of a matrix of more than one block. The result is the `spectral` entry of a tensor in the report, in the weights' own unit:
     {"norm", "stable_rank": (L2 / norm)**2, "energy": {"1", "4", "16", "64"}, "method"}.
 
     `method` is "gram" where the shorter side has at most 1024 entries: eigenvalues of the exact float64 Gram matrix, good
@@ -36,6 +36,9 @@ def spectral(read_rows: ReadRows, rows: int, columns: int, *, seed: int = 0) -> 
     A change of zeros has norm 0, and null for the rest. NaN or infinities give nulls, and the method says so.
     Memory: one block of 4 M elements and, when randomized, columns x 320 float64 numbers.
     """
+    if rows * columns <= BLOCK:
+        whole = read_rows(0, rows)
+        read_rows = lambda first, last: whole[first:last]  # noqa: E731
     unit, energy = _survey(read_rows, rows, columns)
     if not np.isfinite(energy):
         return _entry(None, None, None, "skipped: NaN or Inf in the change")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from editkit.arithmetic.codec import encode, working_dtype
+from editkit.arithmetic.codec import decode, encode, working_dtype
 from editkit.arithmetic.dtypes import DTYPES
 from editkit.checkpoint import provenance
 from editkit.checkpoint.blocks import Block, Scratch, blocks, ordered_map
@@ -42,7 +42,8 @@ def task_vector(
     differences of 16-bit checkpoints with a relative error below 1e-7, which "bfloat16" would not. Tensors without any
     change are left out. The header's metadata keeps the base's name and sha256, so that the vector is refused on another.
 
-    Raises EditError for inputs that do not fit together, NaN or Inf in the vector, and an output that exists.
+    Raises EditError for inputs that do not fit together, NaN or Inf in the vector, numbers too large for `dtype`, and an
+    output that exists or lies in an input.
     """
     if dtype not in SAVED_DTYPES:
         raise EditError(f"dtype {dtype!r} is unknown: choose one of {', '.join(SAVED_DTYPES)}")
@@ -54,6 +55,8 @@ def task_vector(
         for checkpoint in vector.inputs:
             stack.callback(checkpoint.close)
         refuse_quantized(start)
+        inputs = [checkpoint.source for checkpoint in (start, *vector.inputs)]
+        check_new_file(output, inputs)
         vector.check(start, vector.names)
         for checkpoint in (start, *vector.inputs):
             checkpoint.start_hashing()
@@ -69,7 +72,8 @@ def task_vector(
             "zero_tensors": len(vector.names) - len(names),
         }
         entries = {name: (stored, start.tensors[name].shape) for name in names}
-        with SingleFileWriter(output, entries, {"format": "pt", "editkit": json.dumps(record)}) as writer:
+        metadata = {"format": "pt", "editkit": json.dumps(record)}
+        with SingleFileWriter(output, entries, metadata, inputs) as writer:
             _save(start, vector, [start.tensors[name] for name in names], stored, writer, threads, progress)
     return {**record, "output": Path(output).name}
 
@@ -111,9 +115,14 @@ def _save(
 
     def work(block: Block) -> Block:
         values = _tau(base, vector, block, scratch)
-        saved = encode(values, stored)
         if not np.isfinite(values).all():
             raise EditError(f"the task vector has NaN or Inf in {block.info.name}: check the tuned checkpoint")
+        saved = encode(values, stored)
+        kept = decode(saved, stored, scratch.array("kept", values.shape, working_dtype(stored)))
+        if not np.isfinite(kept).all():
+            raise EditError(
+                f"{block.info.name} changes by up to {np.abs(values).max():.3g}, too much for {stored}: choose another dtype"
+            )
         writer.write(block.info.name, block.first * block.info.columns * width, saved)
         return block
 

@@ -3,11 +3,11 @@
 import json
 import math
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from editkit.checkpoint import disk
 from editkit.errors import EditError
 
 FORMATS = ("table", "json", "csv", "md", "html")
@@ -46,10 +46,15 @@ def render(report: Mapping[str, Any], format: str = "table", by: str = "layer", 
     return to_table(report, by, color=color)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise EditError where `write_report` would have to overwrite something."""
+def check_folder(folder: Path, inputs: Sequence[str] = ()) -> None:
+    """Raise EditError where `write_report` would have to overwrite something, or to write into one of `inputs`.
+
+    `inputs`: paths, or Hub ids, whose files are out of the way.
+    """
+    shown, folder = folder, folder.expanduser().resolve()
+    disk.refuse_inputs(folder, str(shown), (Path(one) for one in inputs if os.path.exists(os.path.expanduser(one))))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EditError(f"{folder} exists and is not an empty folder: remove it, or write the report somewhere else")
+        raise EditError(f"{shown} exists and is not an empty folder: remove it, or write the report somewhere else")
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
@@ -61,16 +66,13 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     from editkit.diffing.rendering.picture import to_png
 
     check_folder(folder)
-    staged = folder.resolve().with_name(f".{folder.resolve().name}.partial-{os.getpid()}")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    try:
-        (staged / "report.json").write_text(to_json(report), encoding="utf-8")
-        (staged / "report.html").write_text(to_html(report), encoding="utf-8")
-        (staged / "layers.png").write_bytes(to_png(report))
-        staged.replace(folder.resolve())
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    output = folder.expanduser().resolve()
+    texts = {"report.json": to_json(report), "report.html": to_html(report)}
+    files = {**{name: text.encode() for name, text in texts.items()}, "layers.png": to_png(report)}
+    with disk.writing(str(folder)), disk.staged(output) as staged:
+        for name, content in files.items():
+            (staged / name).write_bytes(content)
+        staged.replace(output)
 
 
 def to_json(report: Mapping[str, Any]) -> str:

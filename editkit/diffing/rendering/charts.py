@@ -168,27 +168,33 @@ def edit_bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Requested and applied L2, a pair of bars per layer."""
     if not rows:
         return None
-    top = max(max(row["edit"]["requested_l2"], row["edit"]["applied_l2"]) for row in rows) or 1.0
+    norms = [{key: _finite(row["edit"].get(f"{key}_l2")) for key in ("requested", "applied")} for row in rows]
+    top = max(value or 0.0 for pair in norms for value in pair.values()) or 1.0
     step, height = min(_WIDEST, max(7, (_WIDTH + 60) // len(rows))), 90
     bars = []
-    for x, row in enumerate(rows):
+    for x, (row, pair) in enumerate(zip(rows, norms, strict=True)):
         edit = row["edit"]
+        requested, applied = (MEASURES["l2"].write(value) for value in pair.values())
         name = "outside layers" if row["layer"] is None else printable(f"{row['stack']}.{row['layer']}")
         lost = edit.get("lost_to_rounding")
         tip = [
             name,
-            f"requested L2 {number(edit['requested_l2'])}, applied {number(edit['applied_l2'])} (weight units)",
+            f"requested L2 {requested}, applied {applied} (weight units)",
             f"projection {UNDEFINED if edit['projection'] is None else format(edit['projection'], '.6f')}",
             f"lost to rounding: {UNDEFINED if lost is None else share(lost)} of the requested elements",
         ]
         bars.append(
             {"x": x * step, "label": "outside" if row["layer"] is None else row["layer"], "tip": "\n".join(tip)}
-            | {key: round(height * edit[f"{key}_l2"] / top, 2) for key in ("requested", "applied")}
+            | {key: round(height * (value or 0.0) / top, 2) for key, value in pair.items()}
         )
     every = max(1, -(-24 // step))
     return {
         "bars": bars, "step": step, "height": height, "width": step * len(rows) + 70, "top": number(top), "every": every,
     }  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _power(exponent: int) -> str:
