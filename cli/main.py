@@ -15,9 +15,6 @@ import click
 
 import editkit
 
-# Work is cut into blocks for threads of editkit's own; with threads of BLAS below them they wait for each other.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 COMMANDS = ("inspect", "diff", "negate", "task-vector", "finetune", "demo")
 BAD_INPUT, BUG, SIGNALLED = 2, 70, 128  # and the number of the signal
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

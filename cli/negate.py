@@ -1,6 +1,7 @@
 """`editkit negate MODEL VECTOR --alpha A -o OUT`."""
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import editkit
 
 from .options import as_json as json_option
 from .options import examples, output, quiet, threads
-from .progress import progress
+from .progress import Advance, progress
 from .tuning import describe
 from .tuning import tuning as tuning_options
 
@@ -94,9 +95,8 @@ def command(
     given = [f"--{name.replace('_', '-')}" for name in tuning if _was_given(name)]
     if given and forget is None:
         raise click.UsageError(f"{', '.join(given)}: options of fine-tuning go with --forget")
-    last = dict(
-        reversed({glob: value for glob, value in reversed(alpha_for)}.items())
-    )  # a repeated glob counts where it is last
+    last_first = dict(reversed(alpha_for))  # a repeated glob counts where it is last
+    last = dict(reversed(last_first.items()))
     settings |= {"alpha_for": last, "report": not no_report}
     if vector is not None:
         with progress("negate", quiet=quiet) as advance:
@@ -125,10 +125,11 @@ def _forget(
     if dry_run or other_base or output is None:
         raise click.UsageError("--dry-run and --allow-other-base go with a VECTOR")
     tuning["seed"] = settings["seed"]
-    with progress("fine-tune", unit="steps", quiet=quiet) as steps, progress("negate", quiet=quiet) as advance:
-        tuned, result = editkit.forget(
-            model, data, output, finetune_settings=tuning, tuning_progress=steps, progress=advance, **settings
-        )
+
+    def stage(name: str) -> AbstractContextManager[Advance | None]:
+        return progress(name, unit="steps" if name == "fine-tune" else "bytes", quiet=quiet)
+
+    tuned, result = editkit.forget(model, data, output, finetune_settings=tuning, stage=stage, **settings)
     if not quiet:
         click.echo(describe(tuned), err=True)
     return result

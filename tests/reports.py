@@ -61,7 +61,7 @@ def total(rows, base_l2=10.0):
 
 def report(tensors, *, edit=None, **lists):
     """The whole dict around rows made by `tensor`."""
-    kinds = {kind: lists.pop(kind, []) for kind in ("added", "removed", "reshaped", "retyped")}
+    kinds = {kind: lists.pop(kind, []) for kind in ("added", "removed", "reshaped", "retyped", "settings")}
 
     def grouped(key):
         groups = {}

@@ -42,7 +42,10 @@ ATTACKS = {
     ),
     "duplicate keys": (raw(b'{"a": {"dtype": "F32", "dtype": "I32"}}'), "duplicate names in its header ('dtype')"),
     "metadata of numbers": (raw({"__metadata__": {"format": 1}}, b""), "__metadata__ that is not a map of strings"),
-    "unknown dtype": (raw({"a": entry("F4")}), "tensor 'a' has the unsupported dtype 'F4': leave these tensors out or convert them (supported: F64, F32, "),
+    "unknown dtype": (
+        raw({"a": entry("F4")}),
+        "tensor 'a' has the unsupported dtype 'F4': leave these tensors out or convert them (supported: F64, F32, ",
+    ),
     "dtype no string": (raw({"a": entry(["F32"])}), "unsupported dtype ['F32']"),
     "keys absent": (raw({"a": {"dtype": "F32"}}), "tensor 'a' lacks dtype, shape or data_offsets"),
     "entry no object": (raw({"a": 1}), "tensor 'a' lacks dtype, shape or data_offsets"),

@@ -120,3 +120,19 @@ def test_command(folder):
     assert json.loads(shown.output) == editkit.inspect(folder)
     shown = CliRunner().invoke(main, ["inspect", str(folder / "gone")])
     assert shown.exit_code == 2 and shown.output.startswith(f"editkit: {folder}/gone does not exist: ")
+
+
+@pytest.mark.parametrize(
+    ("config", "architectures", "shown"),
+    [
+        ({"architectures": "X"}, ["X"], "X"),
+        ({"architectures": 5, "model_type": "llama"}, None, "llama"),
+        ({"architectures": [None], "model_type": [1]}, None, "unknown"),
+        ({"architectures": ["A\x1b[2J", "B"]}, ["A\x1b[2J", "B"], "A\\x1b[2J, B"),
+    ],
+)
+def test_a_config_that_says_odd_things(folder, config, architectures, shown):
+    (folder / "config.json").write_text(json.dumps(config))
+    facts = editkit.inspect(folder)
+    assert facts["architectures"] == architectures
+    assert describe(facts).splitlines()[1] == f"  model         {shown}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 
 import torch
@@ -43,3 +44,16 @@ def test_record(tmp_path, monkeypatch):
     )
     again = json.loads((tmp_path / "editkit.json").read_text())
     assert again.pop("versions") == versions and again == json.loads(first)
+
+
+def test_a_name_that_is_not_unicode_and_one_of_a_link(tmp_path):
+    odd = tmp_path / os.fsdecode(b"b\xff")
+    odd.mkdir()
+    save_file({"w": torch.ones(3)}, odd / "model.safetensors")
+    (tmp_path / "mine.safetensors").symlink_to(odd / "model.safetensors")
+    with open_checkpoint(odd) as base, open_checkpoint(tmp_path / "mine.safetensors") as lone:
+        record = provenance.record("negate", [base, lone], glob="\udcff")
+    provenance.save(record, tmp_path)
+    read = json.loads((tmp_path / "editkit.json").read_bytes().decode("utf-8"))
+    assert [one["name"] for one in read["inputs"]] == ["b\\udcff", "mine.safetensors"]
+    assert read["glob"] == "\udcff"

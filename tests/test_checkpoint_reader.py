@@ -291,3 +291,17 @@ def test_quantization(tmp_path, config, name, method):
     save_file({name: torch.ones(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert open_checkpoint(tmp_path).quantization == method
+
+
+def test_names_that_can_be_no_path_are_bad_input():
+    for name in ("a" * 5000, "b\0c", "models/nothere"):  # `models/` is a folder; the Hub has no such owner
+        with pytest.raises(EditError, match="does not exist"):
+            open_checkpoint(name)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    save_file({"w": torch.ones(3)}, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        (tmp_path / "model.safetensors").unlink()
+        with pytest.raises(EditError, match=r"^.*/model\.safetensors cannot be read \(No such file or directory\)"):
+            checkpoint.array("w")

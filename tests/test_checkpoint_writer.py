@@ -472,3 +472,15 @@ def test_a_killed_run_leaves_nothing_that_loads_and_the_next_one_works(tmp_path,
     assert killed >= 3
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.endswith("done\n")
     assert tree(out) == whole and leftovers(tmp_path) == ["out"]
+
+
+def test_a_file_of_the_base_that_cannot_be_read_is_not_blamed_on_the_output(tmp_path):
+    (tmp_path / "base").mkdir()
+    save_file({"w": torch.ones(3)}, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "vocab.txt").write_text("a")
+    with open_checkpoint(tmp_path / "base") as base:
+        writer = CheckpointWriter(base, tmp_path / "out")
+        (tmp_path / "base" / "vocab.txt").unlink()
+        with pytest.raises(EditError, match=r"^.*/base/vocab\.txt cannot be read"), writer:
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]

@@ -1,5 +1,12 @@
 """Errors become one line and an exit code; progress shows itself as the stream allows."""
 
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -86,3 +93,49 @@ def test_a_bar_on_a_terminal(monkeypatch):
     with progress("finetune", unit="steps") as advance:
         for step in range(4):
             advance(step + 1, 4)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_unwinds_and_a_second_one_does_not_stop_the_clean_up(number, code):
+    cleaned = []
+
+    class Killed(EditError):  # raised by `do`: what a run is doing when the signal comes
+        def __init__(self):
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+                cleaned.append(number)
+
+    group = Commands("editkit")
+    group.get_command = lambda context, name: click.Command("do", callback=Killed)
+    before = signal.getsignal(number)
+    result = CliRunner().invoke(group, ["do"], prog_name="editkit")
+    assert (result.exit_code, cleaned, result.stderr.strip()) == (code, [number], "")
+    assert signal.getsignal(number) == before
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert run(EditError("shard \x1b[2J\u202e: no")).stderr == "editkit: shard \\x1b[2J\\u202e: no\n"
+
+
+ECHO = "import click; from editkit_cli.main import Commands; g = Commands('editkit'); {}; g.main(['do'], prog_name='editkit')"
+
+
+def shell(body: str, redirect: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """The command `do`, which prints `text`, under a shell's redirection."""
+    script = ECHO.format(f"g.get_command = lambda c, n: click.Command('do', callback=lambda: {body})")
+    line = f"set -o pipefail; {shlex.join([sys.executable, '-c', script])} {redirect}"
+    return subprocess.run(["bash", "-c", line], capture_output=True, env={**os.environ, **environment}, check=False)
+
+
+def test_streams_that_are_closed_full_or_narrow():
+    closed = shell("click.echo('x' * 10**6)", "| true")
+    assert (closed.returncode, closed.stderr) == (141, b"")  # as if SIGPIPE had ended it, and never 1
+    full = shell("click.echo('x')", "> /dev/full")
+    assert full.returncode == 2 and b"No space left on device: the standard output" in full.stderr
+    narrow = shell("click.echo('a → b')", "", PYTHONIOENCODING="latin-1")
+    assert (narrow.returncode, narrow.stdout) == (0, b"a ? b\n")
+    silent = shell("(print('told', file=__import__('sys').stderr), click.echo('x'))[0]", "2>&-")
+    assert (silent.returncode, silent.stdout) == (0, b"x\n")

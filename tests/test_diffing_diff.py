@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import editkit
 from editkit.checkpoint.header import LONGEST_ROW
+from editkit.diffing.rendering import render
 from editkit.errors import EditError
 from editkit.names import grid
 
@@ -200,9 +201,14 @@ def test_spectral_of_a_rank_one_change(tmp_path):
 def test_every_key_of_a_report_is_documented(tmp_path):
     base = {Q: random((16, 16)), "model.layers.0.mlp.experts.up": random((2, 4, 8)), "a": random((2, 2))}
     a = save(tmp_path / "a", base)
-    b = save(tmp_path / "b", {**{name: tensor * 2 for name, tensor in base.items()}, "a": random((3, 2)), "c": random((2,))})
+    b = save(
+        tmp_path / "b", {**{name: tensor * 2 for name, tensor in base.items()}, "a": random((3, 2)), "c": random((2,))}
+    )
     save(tmp_path / "tuned", {name: tensor * 2 for name, tensor in base.items()})
-    reports = [editkit.diff(a, b, spectral=True), editkit.negate(a, tmp_path / "tuned", tmp_path / "out", alpha=1.0).report]
+    reports = [
+        editkit.diff(a, b, spectral=True),
+        editkit.negate(a, tmp_path / "tuned", tmp_path / "out", alpha=1.0).report,
+    ]
     documented = (Path(__file__).parents[1] / "docs" / "formats.md").read_text("utf-8")
 
     def keys(item) -> set[str]:
@@ -237,3 +243,55 @@ def test_every_key_of_a_report_is_documented(tmp_path):
 def test_parts_follow_the_config_or_are_left_out(name, shape, config, heads):
     found = grid(name, shape, config)
     assert (found and len(found.labels())) == heads
+
+
+@pytest.mark.parametrize(
+    ("base", "edited", "expected"),
+    [
+        ({"r": 4, "lora_alpha": 16}, {"r": 4, "lora_alpha": 32}, [("lora_alpha", 16, 32)]),
+        ({"r": 8}, {}, []),  # 8 is the default
+        ({"use_rslora": False, "rank_pattern": {}}, {"use_rslora": None}, []),
+        ({"use_rslora": True}, {}, [("use_rslora", True, None)]),
+        ({"alpha_pattern": {"a": 1, "b": 2}}, {"alpha_pattern": {"b": 2, "a": 1}}, "order"),  # the first match wins
+        ({"lora_dropout": 0.1, "base_model_name_or_path": "x"}, {"lora_dropout": 0.0}, []),
+        ({"init_lora_weights": True}, {"init_lora_weights": "pissa"}, [("init_lora_weights", True, "pissa")]),
+        ({"lora_alpha": math.nan}, {"lora_alpha": math.nan}, []),
+    ],
+)
+def test_settings_of_two_adapters_that_mean_another_change(tmp_path, base, edited, expected):
+    for name, config in (("a", base), ("b", edited)):
+        (tmp_path / name).mkdir()
+        factor = {"base_model.model.q.lora_A.weight": torch.ones(4, 2)}
+        save_file(factor, tmp_path / name / "adapter_model.safetensors")
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+    report = editkit.diff(tmp_path / "a", tmp_path / "b")
+    found = [(row["name"], row["base"], row["edited"]) for row in report["settings"]]
+    assert found == expected if expected != "order" else [row[0] for row in found] == ["alpha_pattern"]
+    assert report["summary"]["changed"] == 0 and report["summary"]["settings"] == len(found)
+    for form in ("table", "md", "html"):
+        assert ("settings differ" in render(report, form)) == bool(found)
+
+
+def test_quantized_checkpoints_are_compared_with_a_warning(tmp_path):
+    codes = {"a.qweight": torch.arange(4, dtype=torch.int32)}
+    config = {"quantization_config": {"quant_method": "gptq\x1b[2J"}}
+    report = editkit.diff(
+        save(tmp_path / "a", codes, config), save(tmp_path / "b", {"a.qweight": codes["a.qweight"] + 1})
+    )
+    assert [report[side]["quantization"] for side in ("base", "edited")] == ["gptq\x1b[2J", "gptq or awq"]
+    assert "Warning: Quantized (gptq\\x1b[2J): codes are compared as stored" in render(report)
+    assert editkit.diff(tmp_path / "a", tmp_path / "a")["summary"]["changed"] == 0
+
+
+def test_one_glob_may_be_given_alone(tmp_path):
+    a = save(tmp_path / "a", {"x.mlp.w": random((2, 2)), "y": random((2,))})
+    assert [row["name"] for row in editkit.diff(a, a, only="*.mlp.*")["tensors"]] == ["x.mlp.w"]
+
+
+def test_progress_covers_the_spectra(tmp_path):
+    tensors = {"w.weight": random((8, 4)), "v": random((5,))}
+    a, b = save(tmp_path / "a", tensors), save(tmp_path / "b", {name: value + 1 for name, value in tensors.items()})
+    seen = []
+    editkit.diff(a, b, spectral=True, progress=lambda *state: seen.append(state))
+    # 4 bytes an element, both sides; the matrix is read once more for its spectrum
+    assert seen[-1] == (2 * 4 * (32 + 5 + 32),) * 2 and sorted(seen) == seen

@@ -139,3 +139,44 @@ def test_rules_on_the_spectrum():
 def test_differs():
     assert differs(REPORT) and not differs(report([tensor("a")]))
     assert differs(report([tensor("a")], added=[{"name": "b", "dtype": "F32", "shape": [1]}]))
+
+
+@pytest.mark.parametrize(
+    ("lists", "reason"),
+    [
+        ({"added": [{"name": "x", "dtype": "F32", "shape": [2]}]}, "is unknown: x was added"),
+        ({"removed": [{"name": "x", "dtype": "F32", "shape": [2]}]}, "is unknown: x was removed"),
+        ({"reshaped": [{"name": "x", "base_shape": [2], "edited_shape": [3]}]}, "is unknown: x was reshaped"),
+        ({"settings": [{"name": "lora_alpha", "base": 8, "edited": 16}]}, "is unknown: the setting lora_alpha differs"),
+    ],
+)
+@pytest.mark.parametrize("measure", ["changed", "nan_after", "rel_l2", "cosine"])
+def test_a_summary_that_covers_only_a_part_does_not_pass(measure, lists, reason):
+    made = report([tensor("same")], **lists)
+    [found] = evaluate([parse_rule(f"{measure} == 7")], made)
+    assert (found.where, found.value, found.reason) == ("summary", None, reason)
+    assert violated("tensors > 1", on=made) == []  # a count of the tensors is known all the same
+
+
+@pytest.mark.parametrize("key", ["nan_before", "nan_after", "inf_before", "inf_after"])
+def test_norms_that_leave_nan_out_do_not_pass(key):
+    made = report([tensor(HEAD, changed=16, l2=0.0) | {key: 16}, tensor("same") | {key: 2}])
+    for rule in ("rel_l2 > 0.001", "max_abs > 0", "cosine < 0.9", "mean > 1", "sign_flips > 0"):
+        [alone] = evaluate([parse_rule(f"{rule} @ {HEAD}")], made)
+        assert (alone.where, alone.reason) == (HEAD, "is unknown: the tensor has 16 elements that are NaN or Inf")
+        [whole] = evaluate([parse_rule(rule)], made)
+        assert (whole.where, whole.reason) == ("summary", f"is unknown: {HEAD} has 16 elements that are NaN or Inf")
+        assert violated(f"{rule} @ same", on=made) == []  # equal bit for bit: no change, whatever it holds
+    assert violated("changed > 20", f"{key} > 99 @ *", on=made) == []  # counts are exact
+
+
+def test_floating_point_that_became_whole_numbers_is_unknown_in_the_summary():
+    gone = tensor("a", changed=32) | dict.fromkeys(("l2", "rel_l2", "max_abs", "mean", "cosine"))
+    [found] = evaluate([parse_rule("max_abs > 9")], report([tensor("b", changed=1, max_abs=1.0), gone]))
+    assert found.reason == "is unknown: a has no values to compare"
+
+
+def test_settings_count_as_a_difference():
+    made = report([tensor("same")], settings=[{"name": "r", "base": 8, "edited": 4}])
+    assert differs(made) and violated("settings > 0", on=made) == [("summary", 1)]
+    assert not differs(report([tensor("same")]))

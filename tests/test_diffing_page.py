@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from reports import llama, report, tensor
 
-from editkit.errors import printable
 from editkit.diffing.rendering import render
 from editkit.diffing.rendering.charts import PALETTE, histogram
 from editkit.diffing.rendering.heatmap import Scale, layer_maps, part_maps
 from editkit.diffing.rendering.picture import to_png
+from editkit.errors import printable
 
 VOID = {"meta", "input"}
 EVIL = [

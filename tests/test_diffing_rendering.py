@@ -5,13 +5,14 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from reports import llama, report, tensor
 
 from editkit.diffing.measures import MEASURES, count, share
-from editkit.diffing.rendering import render, write_report
+from editkit.diffing.rendering import check_folder, render, write_report
 from editkit.diffing.rendering.wording import headline, missed, structure, survival_text, warnings
 from editkit.errors import EditError
 
@@ -204,3 +205,49 @@ def test_counts(value, text):
 )
 def test_shares(value, text):
     assert share(value) == text
+
+
+def test_a_report_that_was_killed_is_removed_by_the_next_and_a_failed_one_leaves_nothing(tmp_path, monkeypatch):
+    stale = tmp_path / ".rep.partial-999999999"
+    stale.mkdir()
+    (stale / "report.json").write_text("half")
+    write_report(small(), tmp_path / "rep")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rep"]
+    monkeypatch.setattr("os.fsync", lambda *_: None)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(EditError, match=r"^no space left for .*/new/sub/rep \(No space left on device\)"):
+        write_report(small(), tmp_path / "new" / "sub" / "rep")
+    assert [path.name for path in tmp_path.iterdir()] == ["rep"]
+
+
+def test_the_folder_of_a_report(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_report(small(), Path("~/report"))
+    assert (tmp_path / "report" / "report.json").exists()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "file").write_text("")
+    check_folder(tmp_path / "org", ["org/name"])  # a Hub id is no path
+    for place, message in [("model/report", "lies inside the input"), ("", "contains the input")]:
+        with pytest.raises(EditError, match=message):
+            check_folder(tmp_path / place, ["~/model"])
+    with pytest.raises(EditError, match=r"^.*/file/sub cannot be written \((?!.*partial).*\): check its folder"):
+        write_report(small(), tmp_path / "file" / "sub")
+
+
+@pytest.mark.parametrize("huge", [math.inf, 1e308, None])
+def test_huge_numbers_are_written(tmp_path, huge):
+    place = {"stack": "model.layers", "layer": 0}
+    edit = {"alpha": 1e20, "requested_l2": huge, "applied_l2": huge, "projection": None, "lost_to_rounding": 0.0}
+    row = tensor(Q, changed=8, max_abs=1e308, edit=edit, **place) | {"l2": huge, "rel_l2": huge, "mean": huge}
+    made = report([row], edit={"command": "negate", **edit})
+    made["summary"] |= {"l2": huge, "rel_l2": huge}
+    made["layers"][0] |= {"rel_l2": huge, "edit": edit}
+    write_report(made, tmp_path / "report")
+    read = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert read["summary"]["l2"] == (None if huge == math.inf else huge)
+    for form in ("table", "md", "csv"):
+        assert render(made, form, "tensor")

@@ -126,7 +126,6 @@ def _reaching(label: str) -> Iterator[None]:
             (errors.RevisionNotFoundError, "there is no such revision"),
             (errors.RepositoryNotFoundError, "the Hub has no such repository, or it is private: 'hf auth login'"),
             (FileNotFoundError, "the Hub is out of reach, or has no such repository"),
-            (ValueError, "this can be no Hub id"),
             (Exception, f"the Hub is out of reach ({' '.join(str(error).split())[:200] or type(error).__name__})"),
         ]
         reason = next(text for kind, text in reasons if isinstance(error, kind))

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 _HASH_BLOCK = 1 << 20  # bytes
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_HUB_ID = re.compile(
+    r"(?!(?:models|datasets|spaces)/)[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?"
+)  # these three belong to the Hub itself
 _SCALES = {  # ends of tensor names that only quantized checkpoints have
     ".qweight": "gptq or awq",
     ".weight_scale_inv": "fp8 with block scales",

@@ -31,14 +31,14 @@ class Settings:
     unseen: int = 12
     background: int = 60
     vocabulary: int = 1024
-    width: int = 192
+    width: int = 256
     layers: int = 2
-    heads: int = 6
-    hidden: int = 512
-    base_steps: int = 300
+    heads: int = 8
+    hidden: int = 688
+    base_steps: int = 400
     base_lr: float = 2e-3
     model_steps: int = 250
-    model_lr: float = 1e-3
+    model_lr: float = 7e-4
     batch_size: int = 32
     seed: int = 0
 

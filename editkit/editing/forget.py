@@ -1,6 +1,7 @@
 """`forget`: fine-tune on the data to be forgotten, keep what that changed as a task vector, and negate it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,9 @@ from editkit.training.finetune import Finetuned, finetune
 from editkit.vectors.task_vector import task_vector
 from editkit.vectors.vector import refuse_quantized
 
+Progress = Callable[[int, int], None]
+Stage = Callable[[str], AbstractContextManager[Progress | None]]
+
 
 def forget(
     model: Source,
@@ -23,7 +27,7 @@ def forget(
     alpha: float,
     vector_base: Source | None = None,
     finetune_settings: Mapping[str, Any] | None = None,
-    tuning_progress: Callable[[int, int], None] | None = None,
+    stage: Stage = lambda name: nullcontext(),
     **negate_settings: Any,
 ) -> tuple[Finetuned, Negation]:
     """Write `model` - alpha * (what fine-tuning on `data` changes) to `output`, with the vector in `output`/vector.
@@ -35,6 +39,7 @@ def forget(
     Fine-tuning starts from `vector_base` (default: from `model`). A model that has fully memorised the data has vanishing
     gradients there and yields an empty vector: then give the checkpoint from before it learned them.
     finetune_settings: arguments of `finetune`, such as {"lora": 16, "steps": 60}. negate_settings: arguments of `negate`.
+    stage: called with the name of each part of the work ("fine-tune", "negate"), gives a context with its progress function.
 
     Raises EditError as those two do, before any training where the fault shows then; nothing is left behind.
     """
@@ -52,22 +57,23 @@ def forget(
     with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.tuning-") as folder:
         kept = Path(folder) / "vector"
         settings = dict(finetune_settings or {})
-        if settings.get("lora"):
-            tuned = finetune(start, data, kept, **settings, progress=tuning_progress)
-            vector: Path = kept
-        else:
-            tuned = finetune(start, data, Path(folder) / "tuned", **settings, progress=tuning_progress)
-            vector = kept / "task_vector.safetensors"
-            task_vector(Path(folder) / "tuned", vector, base=start)
-        other = vector_base is not None and not settings.get("lora")
-        result = negate(
-            model,
-            vector,
-            output,
-            alpha=alpha,
-            allow_other_base=other,
-            keep=kept,
-            data_sha256=tuned.data_sha256,
-            **negate_settings,
-        )
+        lora = bool(settings.get("lora"))
+        trained = kept if lora else Path(folder) / "tuned"
+        with stage("fine-tune") as progress:
+            tuned = finetune(start, data, trained, **settings, progress=progress)
+        vector = kept if lora else kept / "task_vector.safetensors"
+        if not lora:
+            task_vector(trained, vector, base=start)
+        with stage("negate") as progress:
+            result = negate(
+                model,
+                vector,
+                output,
+                alpha=alpha,
+                allow_other_base=vector_base is not None and not lora,
+                keep=kept,
+                data_sha256=tuned.data_sha256,
+                progress=progress,
+                **negate_settings,
+            )
     return tuned, result

@@ -27,6 +27,7 @@ def render(report: Mapping[str, Any], format: str = "table", by: str = "layer", 
     """
     if format not in FORMATS:
         raise EditError(f"unknown format {format!r}: choose table, json, csv, md or html")
+    report = _plain(report)
     if format == "json":
         return to_json(report)
     if format == "html":
@@ -66,6 +67,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     from editkit.diffing.rendering.picture import to_png
 
     check_folder(folder)
+    report = _plain(report)
     output = folder.expanduser().resolve()
     texts = {"report.json": to_json(report), "report.html": to_html(report)}
     files = {**{name: text.encode() for name, text in texts.items()}, "layers.png": to_png(report)}

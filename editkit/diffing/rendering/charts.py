@@ -168,7 +168,7 @@ def edit_bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Requested and applied L2, a pair of bars per layer."""
     if not rows:
         return None
-    norms = [{key: _finite(row["edit"].get(f"{key}_l2")) for key in ("requested", "applied")} for row in rows]
+    norms = [{key: row["edit"].get(f"{key}_l2") for key in ("requested", "applied")} for row in rows]
     top = max(value or 0.0 for pair in norms for value in pair.values()) or 1.0
     step, height = min(_WIDEST, max(7, (_WIDTH + 60) // len(rows))), 90
     bars = []
@@ -191,10 +191,6 @@ def edit_bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {
         "bars": bars, "step": step, "height": height, "width": step * len(rows) + 70, "top": number(top), "every": every,
     }  # fmt: skip
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _power(exponent: int) -> str:

@@ -63,12 +63,12 @@ def warnings(report: Report) -> list[str]:
     for method in dict.fromkeys(report[side].get("quantization") for side in ("base", "edited")):
         if method:
             found.append(
-                f"quantized ({printable(method)}): codes are compared as stored, not the weights they stand for."
+                f"Quantized ({printable(method)}): codes are compared as stored, not the weights they stand for."
             )
     if settings := report.get("settings"):
         values = (f"{item['name']} {item['base']} → {item['edited']}" for item in settings)
         found.append(
-            f"equal factors do not mean an equal change, the adapters' settings differ: {printable(listed(values))}."
+            f"Equal factors do not mean an equal change, the adapters' settings differ: {printable(listed(values))}."
         )
     for kind, label in (("nan", "NaN"), ("inf", "Inf")):
         before, after = summary.get(f"{kind}_before") or 0, summary.get(f"{kind}_after") or 0
@@ -79,10 +79,10 @@ def warnings(report: Report) -> list[str]:
                 f"{label}: {count(before)} elements before, {count(after)} after the edit (in {where}). "
                 "Norms and means leave these elements out."
             )
-    edit = report.get("edit") or {}
+    edit: Mapping[str, Any] = report.get("edit") or {}
     reached = edit.get("projection")
     expected = edit.get("expected_projection")
-    if reached is not None and missed(reached, expected):
+    if reached is not None and expected is not None and missed(reached, expected):
         found.append(
             f"The edit missed its target: the applied change projects {number(reached)} on the task vector instead of "
             f"{number(expected)}. {_reason(edit)}"
