@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 import editkit
 
+from .main import fail
 from .options import as_json as json_option
 from .options import examples, output, quiet, threads
 from .progress import Advance, progress
@@ -110,7 +111,7 @@ def command(
     elif not quiet:
         click.echo(_summary(result))
     for warning in result.warnings:
-        click.echo(f"editkit: warning: {warning}", err=True)
+        fail(f"warning: {warning}", 0)
     return 0 if result.changed or settings["dry_run"] else editkit.NothingChanged.exit_code
 
 
@@ -120,7 +121,7 @@ def _was_given(name: str) -> bool:
 
 def _forget(
     model: str, data: str, output: Path | None, tuning: dict[str, Any], quiet: bool, settings: dict[str, Any]
-) -> editkit.Negation:
+) -> "editkit.Negation":
     dry_run, other_base = settings.pop("dry_run"), settings.pop("allow_other_base")
     if dry_run or other_base or output is None:
         raise click.UsageError("--dry-run and --allow-other-base go with a VECTOR")
@@ -135,7 +136,7 @@ def _forget(
     return result
 
 
-def _summary(result: editkit.Negation) -> str:
+def _summary(result: "editkit.Negation") -> str:
     """What was asked for and what arrived, per layer, as a plain table."""
     if result.output is None:
         lines = [f"{alpha:>8g}  {name}" for name, alpha in result.alphas.items()]

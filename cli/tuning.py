@@ -58,7 +58,7 @@ def tuning(function: Callable[..., Any]) -> Callable[..., Any]:
     return collected
 
 
-def describe(tuned: editkit.Finetuned) -> str:
+def describe(tuned: "editkit.Finetuned") -> str:
     """One line on what was trained on, how long, and with what result."""
     cut = f", {tuned.truncated} of them truncated" if tuned.truncated else ""
     cut += f", {tuned.dropped} dropped because nothing of the answer fits" if tuned.dropped else ""

@@ -75,3 +75,20 @@ def test_a_report_goes_into_a_new_folder_only(pair, tmp_path):
     assert result.exit_code == 2 and "is not an empty folder" in result.stderr
     violated = run(*pair, "-o", str(tmp_path / "other"), "--fail-if", "changed > 0")
     assert violated.exit_code == 1 and (tmp_path / "other" / "report.json").exists()
+
+
+def test_a_report_is_not_written_into_an_input(pair, tmp_path):
+    base, edited = pair
+    for place in (f"{edited}/report", base, str(tmp_path)):
+        result = run(*pair, "-o", place)
+        assert result.exit_code == 2 and " input" in result.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["base", "edited", *["model.safetensors"] * 2]
+
+
+def test_a_gate_on_the_whole_sees_what_was_not_compared(pair, tmp_path):
+    save_file(
+        {UP: np.full((2, 4), 3, np.float32)}, tmp_path / "base" / "model.safetensors"
+    )  # HEAD is then an added one
+    result = run(*pair, "--fail-if", "nan_after > 0")
+    assert result.exit_code == 1
+    assert result.stderr == f"editkit: summary: nan_after is unknown: {HEAD} was added (rule: nan_after > 0)\n"

@@ -213,7 +213,6 @@ def test_a_report_that_was_killed_is_removed_by_the_next_and_a_failed_one_leaves
     (stale / "report.json").write_text("half")
     write_report(small(), tmp_path / "rep")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rep"]
-    monkeypatch.setattr("os.fsync", lambda *_: None)
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -88,7 +88,7 @@ def test_a_tuned_checkpoint_is_refused_on_what_it_was_not_tuned_from(tmp_path, m
         {name: t * 2 for name, t in load_file(model / "model.safetensors").items()}, other, like=model
     )
     with pytest.raises(
-        EditError, match="was tuned from model, whose weight files differ from those of .*--vector-base"
+        EditError, match=r"was tuned from model, whose weight files differ from those of .*--vector-base"
     ):
         editkit.negate(other, tmp_path / "tuned", tmp_path / "out", alpha=1.0)
     editkit.negate(other, tmp_path / "tuned", tmp_path / "out", alpha=1.0, vector_base=model)
