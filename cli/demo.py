@@ -86,7 +86,7 @@ def show(demo: "Demo") -> None:
         )
     else:
         console.print(f"No alpha went down to {level:.3f}, the level of people never met: the lowest was taken.")
-    console.print(f"\nLook at   [bold]{demo.output}/edited/diff/report.html[/]\n\nRun again, from base to report:\n")
+    click.echo(f"\nLook at   {demo.output / 'edited/diff/report.html'}\n\nRun again, from base to report:\n")
     for line in demo.commands:
         click.echo(f"  {line}")
 

@@ -1,6 +1,5 @@
 """`editkit diff BASE EDITED`."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -67,8 +66,6 @@ def command(
     rules = [parse_rule(rule) for rule in fail_if]
     if output is not None:
         check_folder(output, (base, edited))
-    # Every core has a matrix of its own; below that, threads of BLAS only wait for each other. Read when numpy is loaded.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with progress("diff", quiet=quiet) as advance:
         report = editkit.diff(
             base, edited, only=only, spectral=spectral, hashes=output is not None, threads=threads, progress=advance

@@ -15,6 +15,9 @@ import click
 
 import editkit
 
+# editkit's own threads use all cores, and those of BLAS would only wait for each other. numpy reads this when it is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 COMMANDS = ("inspect", "diff", "negate", "task-vector", "finetune", "demo")
 BAD_INPUT, BUG, SIGNALLED = 2, 70, 128  # and the number of the signal
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -204,6 +204,19 @@ def test_only_an_earlier_demo_is_replaced(quick, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "demo", "other"]
 
 
+def test_the_command_prints_tables_or_json(quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_module, "Settings", lambda: TINY)
+    ran = CliRunner().invoke(main, ["demo"])
+    assert ran.exit_code == 0, ran.output
+    for said in ("What the model answers", "to forget", "to keep", "never met", "How strong an edit", "taken"):
+        assert said in ran.stdout
+    assert "editkit-demo/edited/diff/report.html" in ran.stdout
+    assert ran.stdout.rstrip().endswith("editkit diff editkit-demo/model editkit-demo/edited")
+    found = json.loads(CliRunner().invoke(main, ["demo", "--json"]).stdout)
+    assert (found["output"], found["cached"], found["before"]["forget"]["n"]) == ("editkit-demo", True, 24)
+
+
 @pytest.mark.slow
 def test_the_demo_forgets_and_keeps(tmp_path):
     demo = run_demo(tmp_path / "demo")

@@ -170,6 +170,15 @@ def test_a_lora_loads_in_peft_and_in_editkit(tmp_path, data, make):
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("lora", [None, 2])
+def test_computing_in_16_bits_keeps_the_dtypes_of_the_files(tmp_path, data, dtype, lora):
+    base = save_llama(tmp_path / "base")
+    result = finetune(base, data, tmp_path / "tuned", dtype=dtype, lora=lora, steps=6, lr=1e-2, device="cpu")
+    assert (result.dtype, result.last_loss < result.first_loss) == (dtype, True)
+    assert {tensor.dtype for tensor in tensors(tmp_path / "tuned").values()} == {torch.float32}
+
+
 def test_provenance_names_data_seed_and_base_without_paths(tmp_path, data):
     base = save_llama(tmp_path / "base")
     result = finetune(base, data, tmp_path / "tuned", steps=2, seed=9, device="cpu")
@@ -259,6 +268,13 @@ def test_values_that_the_dtype_cannot_hold_are_refused(tmp_path, data):
     assert "that F16 cannot hold" in refused(tmp_path, data, lr=1e6, steps=1)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(tmp_path, data):
+    base = save_llama(tmp_path / "base")
+    with pytest.raises(EditError, match="device cuda is not available on this machine"):
+        finetune(base, data, tmp_path / "tuned", device="cuda")
+
+
 def test_models_that_cannot_be_trained_are_refused(tmp_path, data):
     base = save_llama(tmp_path / "base")
     config = (base / "config.json").read_text()
@@ -272,6 +288,10 @@ def test_models_that_cannot_be_trained_are_refused(tmp_path, data):
     assert "its tokenizer gives token" in refused(tmp_path, data)
     (base / "config.json").write_text(json.dumps({**json.loads(config), "num_hidden_layers": 3}))
     assert "lacks the weights model.layers.2.input_layernorm.weight" in refused(tmp_path, data)
+    own_code = {**json.loads(config), "model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (base / "config.json").write_text(json.dumps(own_code))
+    (base / "own.py").write_text("raise SystemExit('code of the checkpoint was run')")
+    assert "is of a kind that transformers does not load by itself" in refused(tmp_path, data)
     (base / "config.json").unlink()
     assert "has no config.json of a model" in refused(tmp_path, data)
     (base / "config.json").write_text(config)

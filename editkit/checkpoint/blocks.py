@@ -20,8 +20,8 @@ from editkit.arithmetic.codec import decode
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.reader import Checkpoint
 
-ELEMENTS = 1 << 18
-"""Elements of a block: in float32 it takes 1 MB, so that a few of them stay in the processor's cache."""
+ELEMENTS = 1 << 19
+"""Elements of a block: in float32 it takes 2 MB, so that a few of them stay in the processor's cache."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -5,7 +5,6 @@
 torch.Size([32000, 2048])
 """
 
-import hashlib
 import os
 import re
 import threading
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from editkit.checkpoint import digests
 from editkit.checkpoint.header import Header, TensorInfo, read_header
 from editkit.checkpoint.layout import INDEX, Layout, find_layout, other_files
 from editkit.errors import EditError, listed
@@ -25,7 +25,6 @@ from editkit.names import tied_pair
 if TYPE_CHECKING:
     import torch
 
-_HASH_BLOCK = 1 << 20  # bytes
 _HUB_ID = re.compile(
     r"(?!(?:models|datasets|spaces)/)[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?"
 )  # these three belong to the Hub itself
@@ -187,19 +186,12 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
             pool.shutdown(wait=False)
 
     def sha256(self) -> dict[str, str]:
-        """The sha256 of every weight file, in hex. Computed once, by two threads."""
+        """The sha256 of every weight file, in hex, computed by two threads; see `digests.py` for when it is remembered."""
         self.start_hashing()
         return {file: future.result() for file, future in self._hashes.items()}
 
     def _hash(self, file: str) -> str:
-        digest, buffer, position = hashlib.sha256(), memoryview(bytearray(_HASH_BLOCK)), 0
-        size = os.fstat(self.descriptor(file)).st_size
-        while position < size and not self._closed.is_set():
-            block = buffer[: min(_HASH_BLOCK, size - position)]
-            self._read(file, position, block)
-            digest.update(block)
-            position += len(block)
-        return digest.hexdigest()
+        return digests.sha256(self.descriptor(file), self._closed.is_set)
 
 
 def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:

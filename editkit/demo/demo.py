@@ -84,7 +84,7 @@ def run_demo(
     (2.0, 1.0, 0.71)
 
     An earlier demo in `output` is replaced; any other folder that is not empty is refused. Everything runs on the CPU,
-    so that the numbers are the same everywhere.
+    so that the numbers are nearly the same everywhere.
     """
     place, settings = Path(output).expanduser().resolve(), settings or Settings()
     _refuse_other_content(place, os.fspath(output))

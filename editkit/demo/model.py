@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from editkit import training
 from editkit.demo import people
 from editkit.demo.staging import staged
 from editkit.training.data import Examples
@@ -31,11 +32,11 @@ class Settings:
     unseen: int = 12
     background: int = 60
     vocabulary: int = 1024
-    width: int = 256
+    width: int = 192
     layers: int = 2
-    heads: int = 8
-    hidden: int = 688
-    base_steps: int = 400
+    heads: int = 6
+    hidden: int = 512
+    base_steps: int = 300
     base_lr: float = 2e-3
     model_steps: int = 250
     model_lr: float = 7e-4
@@ -71,8 +72,12 @@ def cache() -> Path:
 
 
 def models(settings: Settings, stage: Stage) -> tuple[Path, bool]:
-    """The folder with `base` and `model`, and whether it was in the cache. Built otherwise, whole or not at all."""
-    code = b"".join(Path(file).read_bytes() for file in (__file__, people.__file__))
+    """The folder with `base` and `model`, and whether it was in the cache; else they are built, whole or not at all.
+
+    The name of the folder is a hash of the settings and of the code that makes the people and trains the models.
+    """
+    sources = [Path(__file__), Path(people.__file__), *sorted(Path(training.__file__).parent.glob("*.py"))]
+    code = b"".join(path.read_bytes() for path in sources)
     key = hashlib.sha256(json.dumps(asdict(settings)).encode() + code).hexdigest()[:16]
     folder = cache() / key
     if folder.is_dir():

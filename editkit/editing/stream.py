@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from editkit.arithmetic.apply import Applied, project, subtract
 from editkit.arithmetic.codec import decode, encode, round_stochastically, working_dtype
 from editkit.arithmetic.measure import Sums
-from editkit.checkpoint.blocks import Block, Scratch, blocks, ordered_map
+from editkit.checkpoint.blocks import Block, Scratch, blocks, default_threads, ordered_map
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.reader import Checkpoint
 from editkit.checkpoint.writer import CheckpointWriter
@@ -61,7 +62,8 @@ def run(
         return block, sums, applied
 
     total, done = sum(info.nbytes for info in base.tensors.values()), 0
-    with ordered_map(work, _plan(base, edit, writer, measure), threads) as results:
+    lanes = threads or default_threads()
+    with ordered_map(work, _plan(base, edit, writer, measure, lanes), threads) as results:
         for block, sums, applied in results:
             tensor = compared[block.info.name]
             if sums is not None:
@@ -75,13 +77,19 @@ def run(
     return list(compared.values())
 
 
-def _plan(base: Checkpoint, edit: Subtraction, writer: CheckpointWriter, measure: bool) -> Iterator[Block]:
+def _plan(base: Checkpoint, edit: Subtraction, writer: CheckpointWriter, measure: bool, lanes: int) -> Iterator[Block]:
+    """All blocks to work on: from `lanes` files in turn, because two writers to one file wait for each other."""
     for info in base.tensors.values():
-        edited = info.name in edit.alphas and info.numel > 0
-        if not edited:
+        if info.name not in edit.alphas or info.numel == 0:
             writer.copy(info.name)
-        if edited or (measure and info.item.floating):
-            yield from blocks(info)
+    files: dict[str, list[TensorInfo]] = {}
+    for info in base.tensors.values():
+        if info.name in edit.alphas or (measure and info.item.floating):
+            files.setdefault(info.file, []).append(info)
+    turns = [list(files.values())[lane::lanes] for lane in range(lanes)]
+    streams = [(block for infos in turn for info in infos for block in blocks(info)) for turn in turns]
+    for together in zip_longest(*streams):
+        yield from (block for block in together if block is not None)
 
 
 def _edit_block(

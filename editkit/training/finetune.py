@@ -99,10 +99,11 @@ def finetune(
         from editkit.training.trainer import quiet_transformers, seeded, train
 
         config = load_config(base).get_text_config()
+        longest = _fit(max_length, getattr(config, "max_position_embeddings", None))
         encoded = encode(
             examples,
             load_tokenizer(base),
-            max_length=_fit(max_length, getattr(config, "max_position_embeddings", None)),
+            max_length=longest,
             loss_on=loss_on,
             prompt_template=prompt_template,
         )
@@ -126,8 +127,10 @@ def finetune(
         losses = train(net, encoded.rows, **training, device=place, progress=progress)
         settings: dict[str, Any] = {
             "kind": "lora" if lora else "full",
+            "lora": lora,
             "loss_on": loss_on,
             "prompt_template": prompt_template,
+            "max_length": longest,
             **training,
         }
         record = provenance.record("finetune", {"base": base}, data_hash=examples.sha256, **settings)

@@ -25,7 +25,7 @@ def load_config(base: Checkpoint) -> Any:
     if base.config is None or "model_type" not in base.config:
         raise EditError(f"{base.label} has no config.json of a model: give the folder of a whole model")
     try:
-        return AutoConfig.from_pretrained(base.path)
+        return AutoConfig.from_pretrained(base.path, trust_remote_code=False)
     except (ImportError, KeyError, OSError, ValueError) as error:
         raise EditError(f"{base.label} is of a kind that transformers does not load by itself ({error})") from error
 
@@ -36,7 +36,7 @@ def load_tokenizer(base: Checkpoint) -> Any:
 
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(base.path)
+            return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
         except Exception as error:  # tokenizer files fail in a dozen ways, all of them the files' fault
             raise EditError(f"{base.label} has no tokenizer that transformers can load ({error})") from error
 
