@@ -12,8 +12,8 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,8 +89,8 @@ def run_demo(
     place, settings = Path(output).expanduser().resolve(), settings or Settings()
     _refuse_other_content(place, os.fspath(output))
     known = groups(settings)
-    built, cached = models(settings, stage)
-    with staged(place) as folder:
+    with _one_thread(), staged(place) as folder:
+        built, cached = models(settings, stage)
         for group in ("forget", "retain", "unseen"):
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(known[group]))
             (folder / f"{group}.jsonl").write_text(text, "utf-8")
@@ -102,6 +102,20 @@ def run_demo(
         if place.is_dir():
             shutil.rmtree(place)
     return demo
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The matrices are so small that a second thread gains little on an idle machine, and on a busy one, where threads
+    wait for each other, makes everything several times slower."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _refuse_other_content(place: Path, shown: str) -> None:
