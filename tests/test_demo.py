@@ -8,11 +8,12 @@ from click.testing import CliRunner
 from editkit_cli.main import main
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from editkit.checkpoint.digests import cache_folder
 from editkit.checkpoint.reader import open_checkpoint
 from editkit.demo import demo as demo_module
 from editkit.demo import model as model_module
 from editkit.demo.demo import Trial, choose, run_demo
-from editkit.demo.model import GROUPS, Settings, cache, groups, models, rows
+from editkit.demo.model import GROUPS, Settings, groups, models, rows
 from editkit.demo.people import invent
 from editkit.demo.scoring import Measure, Row, Score, answer, score, summarize
 from editkit.errors import EditError
@@ -132,7 +133,7 @@ def test_models_are_built_once_and_again_when_the_settings_change(monkeypatch):
         return nullcontext()
 
     folder, cached = models(TINY, stage)
-    assert (folder.parent, cached) == (cache(), False)
+    assert (folder.parent, cached) == (cache_folder() / "demo", False)
     with open_checkpoint(folder / "base") as base, open_checkpoint(folder / "model") as model:
         assert list(base) == list(model)
         assert not any(torch.equal(base[name], model[name]) for name in base)
@@ -140,17 +141,17 @@ def test_models_are_built_once_and_again_when_the_settings_change(monkeypatch):
     assert models(TINY, stage) == (folder, True)
     with pytest.raises(AssertionError):
         models(Settings(seed=1), stage)
-    assert list(cache().iterdir()) == [folder]  # the one that failed left nothing
+    assert list((cache_folder() / "demo").iterdir()) == [folder]  # the one that failed left nothing
 
 
 def test_the_cache_is_where_the_user_wants_it(monkeypatch, tmp_path):
-    assert cache() == tmp_path / "cache" / "demo"
+    assert cache_folder() / "demo" == tmp_path / "cache" / "demo"
     monkeypatch.delenv("EDITKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache() == tmp_path / "xdg" / "editkit" / "demo"
+    assert cache_folder() / "demo" == tmp_path / "xdg" / "editkit" / "demo"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache() == tmp_path / ".cache" / "editkit" / "demo"
+    assert cache_folder() / "demo" == tmp_path / ".cache" / "editkit" / "demo"
 
 
 @pytest.fixture

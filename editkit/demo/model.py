@@ -6,7 +6,6 @@ people to forget and those to keep. Both are built once and kept in the cache of
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -64,13 +63,6 @@ def encoded(examples: list[dict[str, str]], tokenizer: Any, loss_on: str = "answ
     return encode(Examples("the demo", "question/answer", examples, numbers, "row"), tokenizer, loss_on=loss_on)
 
 
-def cache() -> Path:
-    """Where the models are kept: $EDITKIT_CACHE, or editkit in $XDG_CACHE_HOME, by default ~/.cache."""
-    given = os.environ.get("EDITKIT_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return (Path(given) if given else home / "editkit").expanduser() / "demo"
-
-
 def models(settings: Settings, stage: Stage) -> tuple[Path, bool]:
     """The folder with `base` and `model`, and whether it was in the cache; else they are built, whole or not at all.
 
@@ -79,7 +71,7 @@ def models(settings: Settings, stage: Stage) -> tuple[Path, bool]:
     sources = [Path(__file__), Path(people.__file__), *sorted(Path(training.__file__).parent.glob("*.py"))]
     code = b"".join(path.read_bytes() for path in sources)
     key = hashlib.sha256(json.dumps(asdict(settings)).encode() + code).hexdigest()[:16]
-    folder = cache() / key
+    folder = cache_folder() / "demo" / key
     if folder.is_dir():
         return folder, True
     with staged(folder) as staging:
