@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from editkit import training
+from editkit.checkpoint.digests import cache_folder
 from editkit.demo import people
 from editkit.demo.staging import staged
 from editkit.training.data import Examples
