@@ -1,6 +1,8 @@
 """`editkit demo`."""
 
 import json
+import shutil
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -54,7 +56,7 @@ def show(demo: "Demo") -> None:
 
     console = Console(highlight=False)
     answers = Table(title="What the model answers", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name in ("", "question", "truth and model before", "edited model"):
+    for name in ("", "question", "truth (= model before)", "edited model"):
         answers.add_column(name, overflow="fold")
     for one in demo.answers:
         before = one.truth if one.before == one.truth else f"{one.truth} (before: {one.before})"
@@ -87,8 +89,9 @@ def show(demo: "Demo") -> None:
     else:
         console.print(f"No alpha went down to {level:.3f}, the level of people never met: the lowest was taken.")
     click.echo(f"\nLook at   {demo.output / 'edited/diff/report.html'}\n\nRun again, from base to report:\n")
+    here = sys.argv[0] if Path(sys.argv[0]).name == "editkit" and not shutil.which("editkit") else "editkit"
     for line in demo.commands:
-        click.echo(f"  {line}")
+        click.echo(f"  {here}{line.removeprefix('editkit')}" if line.startswith("editkit ") else f"  {line}")
 
 
 NAMES = {"forget": "to forget", "retain": "to keep", "unseen": "never met"}

@@ -51,7 +51,9 @@ def test_errors_become_one_line_and_a_code(error, code, line):
 def test_usage_errors_point_at_the_help():
     result = run(None, "--nope")
     assert result.exit_code == 2
-    assert result.stderr == "editkit: No such option '--nope'. See 'editkit do --help'.\n"
+    assert result.stderr.startswith("editkit: No such option") and result.stderr.endswith(
+        ". See 'editkit do --help'.\n"
+    )
     assert "Missing option '-o'" in run(None, "--").stderr
 
 

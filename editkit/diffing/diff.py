@@ -14,6 +14,7 @@ from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.diffing.report import Compared, Comparison, build_report
+from editkit.errors import EditError
 from editkit.names import grid, select
 
 Progress = Callable[[int, int], None]
@@ -50,6 +51,11 @@ def diff(
             for name, info in old.tensors.items()
             if name in chosen and name in new.tensors and new.tensors[name].shape == info.shape
         ]
+        if old.tensors and new.tensors and not old.tensors.keys() & new.tensors.keys():
+            raise EditError(
+                f"{old.label} and {new.label} have no tensor name in common: compare two checkpoints, two adapters or two "
+                "task vectors"
+            )
         if hashes:
             old.start_hashing()
             new.start_hashing()

@@ -1,7 +1,9 @@
 """`forget`: fine-tune on the data to be forgotten, keep what that changed as a task vector, and negate it."""
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +17,8 @@ from editkit.training.finetune import Finetuned, finetune
 from editkit.vectors.task_vector import task_vector
 from editkit.vectors.vector import refuse_quantized
 
+MEMORISED = 0.1
+"""Loss per token below which an example has hardly a gradient left."""
 Progress = Callable[[int, int], None]
 Stage = Callable[[str], AbstractContextManager[Progress | None]]
 
@@ -76,4 +80,10 @@ def forget(
                 progress=progress,
                 **negate_settings,
             )
+    if tuned.first_loss < MEMORISED:
+        text = (
+            f"{os.fspath(start)} already answers these examples (loss {tuned.first_loss:.3f} before the first step), so that "
+            "the vector is mostly noise: make it from the model before it learned them (--vector-base)"
+        )
+        result = replace(result, warnings=[*result.warnings, text])
     return tuned, result

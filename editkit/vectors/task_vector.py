@@ -84,8 +84,8 @@ def _base_of_adapter(tuned: str | os.PathLike[str]) -> str:
     from editkit.checkpoint.adapter import open_adapter
 
     named = open_adapter(tuned).config.get("base_model_name_or_path")
-    if not named:
-        raise EditError(f"the adapter {tuned} does not name its base: give --base")
+    if not named or (not Path(named).expanduser().exists() and "/" not in named):
+        raise EditError(f"the adapter {tuned} names its base {named!r}, which is not here: give --base")
     return str(named)
 
 

@@ -37,16 +37,21 @@ def to_table(report: Mapping[str, Any], by: str, *, color: bool = False) -> str:
     rows, unchanged = changed_only(group(report, by))
     if rows:
         largest = max((row.get("rel_l2") or 0 for row in rows), default=0)
+        named = [label(row, by) for row in rows]
+        shown = _fitting(width - max(map(len, named)))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
         table.add_column(by, overflow="fold")
-        for name in HEADER:
+        for name in shown:
             table.add_column(name, justify="right", no_wrap=True)
             if name == "rel. change":
                 table.add_column("", no_wrap=True, style="cyan", width=_BAR_CELLS)
-        for row in rows:
-            numel, changed, relative, *rest = cells(row)
-            bar = _bar((row.get("rel_l2") or 0) / largest if largest else 0)
-            table.add_row(Text(label(row, by)), numel, changed, relative, bar, *rest)
+        for name, row in zip(named, rows, strict=True):
+            texts = dict(zip(HEADER, cells(row), strict=True))
+            line = [texts[column] for column in shown]
+            if "rel. change" in shown:
+                bar = _bar((row.get("rel_l2") or 0) / largest if largest else 0)
+                line.insert(shown.index("rel. change") + 1, bar)
+            table.add_row(Text(name), *line)
         console.print(table)
     if rows and unchanged:
         say(f"{unchanged:,} more without any change.", "dim")
@@ -55,6 +60,14 @@ def to_table(report: Mapping[str, Any], by: str, *, color: bool = False) -> str:
     if rows:
         say(LEGEND, "dim")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _fitting(room: int) -> list[str]:
+    """The columns for which there is room beside the names; the first ones say most."""
+    shown = list(HEADER)
+    while len(shown) > 3 and sum(len(name) + 4 for name in shown) + _BAR_CELLS > room:
+        shown.pop()
+    return shown
 
 
 def _bar(fraction: float) -> str:

@@ -24,6 +24,8 @@ def headline(report: Report) -> str:
     if not summary["tensors"]:
         return "Nothing to compare: no tensor is in both checkpoints with one shape and dtype."
     if not summary["changed"]:
+        if other := ", ".join(structure(report).values()):
+            return f"{other}; {parameters} in {tensors} that both sides have are equal bit for bit."
         return f"Nothing changed: all {parameters} in {tensors} are equal bit for bit."
     text = (
         f"Of {parameters} in {tensors}, {share(summary['changed_fraction'])} changed "
@@ -102,12 +104,15 @@ def _reason(edit: Mapping[str, Any]) -> str:
 
 
 def _where_most(report: Report) -> str:
-    rows = [row for row in report.get("layers", ()) if row.get("layer") is not None and row.get("rel_l2") is not None]
+    rows = [row for row in report.get("layers", ()) if row.get("rel_l2")]
     if len(rows) < 2:
         return ""
     top = max(rows, key=lambda row: row["rel_l2"])
-    stack = f" of {printable(top['stack'])}" if len({row["stack"] for row in rows}) > 1 else ""
-    return f"layer {top['layer']}{stack} ({MEASURES['rel_l2'].write(top['rel_l2'])})"
+    written = MEASURES["rel_l2"].write(top["rel_l2"])
+    if top.get("layer") is None:
+        return f"the tensors outside the layers ({written})"
+    stack = f" of {printable(top['stack'])}" if len({row["stack"] for row in rows if row["stack"]}) > 1 else ""
+    return f"layer {top['layer']}{stack} ({written})"
 
 
 def plural(noun: str, n: int) -> str:
