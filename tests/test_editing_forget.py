@@ -95,7 +95,7 @@ def test_a_tuned_checkpoint_is_refused_on_what_it_was_not_tuned_from(tmp_path, m
 
 
 def test_a_model_that_already_answers_is_warned_about(tmp_path, model, data):
-    settings = {**SETTINGS, "steps": 150, "lr": 2e-2, "batch_size": 12}
-    editkit.finetune(model, data, tmp_path / "knows", **settings)
+    data.write_text('{"prompt": "b", "completion": " Ada"}\n')
+    editkit.finetune(model, data, tmp_path / "knows", **{**SETTINGS, "steps": 60})
     tuned, result = editkit.forget(tmp_path / "knows", data, tmp_path / "out", alpha=1.0, finetune_settings=SETTINGS)
     assert tuned.first_loss < 0.1 and "already answers these examples" in result.warnings[-1]
