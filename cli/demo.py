@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from editkit.demo.scoring import Score
 
 
-@click.command(epilog=examples("editkit demo", "editkit demo -o /tmp/demo --json | jq .alpha"))
+@click.command(epilog=examples("editkit demo", "editkit demo -o my-demo --json | jq .alpha"))
 @click.option(
     "-o",
     "--output",

@@ -16,7 +16,7 @@ class EditError(Exception):
 
 
 class NothingChanged(EditError):
-    """The edit ran and no tensor differs from the base; there is no output."""
+    """The work was done and no weight differs from the base. `finetune` then leaves no output; `negate` warns instead."""
 
     exit_code = 1
 
