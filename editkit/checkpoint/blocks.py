@@ -23,6 +23,9 @@ from editkit.checkpoint.reader import Checkpoint
 ELEMENTS = 1 << 19
 """Elements of a block: in float32 it takes 2 MB, so that a few of them stay in the processor's cache."""
 
+Progress = Callable[[int, int], None]
+"""What long work calls from time to time, with how much is done and how much there is in all."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -87,6 +90,19 @@ class Scratch(threading.local):
 def default_threads() -> int:
     """The cores that this process may use, at most 16: more only compete for memory."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+
+
+def counted(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """A function to call with the bytes that were just done."""
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress:
+            progress(done, total)
+
+    return advance
 
 
 @contextmanager

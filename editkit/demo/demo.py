@@ -19,11 +19,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from editkit.checkpoint import disk
 from editkit.checkpoint.reader import open_checkpoint
-from editkit.demo.model import Settings, Stage, encoded, groups, models, rows
+from editkit.demo.model import Settings, encoded, groups, models, rows
 from editkit.demo.people import Person
 from editkit.demo.scoring import Score, answer, score
-from editkit.demo.staging import staged
+from editkit.editing.forget import Stage
 from editkit.errors import EditError, listed
 from editkit.training.encoding import TEMPLATES, fill
 
@@ -89,7 +90,7 @@ def run_demo(
     place, settings = Path(output).expanduser().resolve(), settings or Settings()
     _refuse_other_content(place, os.fspath(output))
     known = groups(settings)
-    with _one_thread(), staged(place) as folder:
+    with _one_thread(), disk.staged(place) as folder:
         built, cached = models(settings, stage)
         for group in ("forget", "retain", "unseen"):
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(known[group]))
@@ -101,6 +102,7 @@ def run_demo(
         (folder / "demo.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if place.is_dir():
             shutil.rmtree(place)
+        os.rename(folder, place)
     return demo
 
 

@@ -6,21 +6,18 @@ people to forget and those to keep. Both are built once and kept in the cache of
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from editkit import training
+from editkit.checkpoint import disk
 from editkit.checkpoint.digests import cache_folder
 from editkit.demo import people
-from editkit.demo.staging import staged
+from editkit.editing.forget import Stage
 from editkit.training.data import Examples
 from editkit.training.encoding import TEMPLATES, Encoded, encode
-
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
-"""Opens a stage of long work by its name and gives what to call with (steps done, steps in all), or None."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,9 @@ def models(settings: Settings, stage: Stage) -> tuple[Path, bool]:
     folder = cache_folder() / "demo" / key
     if folder.is_dir():
         return folder, True
-    with staged(folder) as staging:
+    with disk.staged(folder) as staging:
         build(settings, staging, stage)
+        os.rename(staging, folder)
     return folder, False
 
 

@@ -9,15 +9,13 @@ import numpy as np
 from editkit.arithmetic.codec import working_dtype
 from editkit.arithmetic.measure import Sums
 from editkit.checkpoint.adapter import settings_that_differ
-from editkit.checkpoint.blocks import Block, Scratch, blocks, ordered_map
+from editkit.checkpoint.blocks import Block, Progress, Scratch, blocks, counted, ordered_map
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.diffing.report import Compared, Comparison, build_report
 from editkit.errors import EditError
 from editkit.names import grid, select
-
-Progress = Callable[[int, int], None]
 
 
 def diff(
@@ -60,7 +58,7 @@ def diff(
             old.start_hashing()
             new.start_hashing()
         matrices = [info for info in both if spectral and _has_spectrum(info, new.tensors[info.name])]
-        advance = _counted(progress, sum(info.nbytes + new.tensors[info.name].nbytes for info in both + matrices))
+        advance = counted(progress, sum(info.nbytes + new.tensors[info.name].nbytes for info in both + matrices))
         comparison.tensors = _compare_tensors(old, new, both, threads, advance)
         _add_spectra(old, new, {info.name for info in matrices}, comparison.tensors, threads, advance)
         if hashes:
@@ -70,19 +68,6 @@ def diff(
         for side, given in zip(opened, (base, edited), strict=True):
             if side is not given:
                 side.close()
-
-
-def _counted(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """A function to call with the bytes that were just done."""
-    done = 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        if progress:
-            progress(done, total)
-
-    return advance
 
 
 def sums_for(info: TensorInfo, config: dict[str, Any] | None) -> tuple[Sums, dict[str, int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.reader import open_checkpoint
 from editkit.checkpoint.writer import CheckpointWriter
 from editkit.editing.masks import Mask
@@ -19,7 +20,6 @@ from editkit.vectors.vector import refuse_quantized
 
 MEMORISED = 0.1
 """Loss per token below which an example has hardly a gradient left."""
-Progress = Callable[[int, int], None]
 Stage = Callable[[str], AbstractContextManager[Progress | None]]
 
 

@@ -7,7 +7,7 @@ to say, not for this file.
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -16,6 +16,7 @@ from typing import Any
 
 from editkit.arithmetic.apply import CHANGED, Applied
 from editkit.checkpoint import provenance
+from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.checkpoint.ties import same_bytes, tied_copies
 from editkit.checkpoint.writer import CheckpointWriter
@@ -64,7 +65,7 @@ def negate(
     data_sha256: str | None = None,
     dry_run: bool = False,
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Negation:
     """Write `model` - alpha * `vector` to the folder `output`, with its diff report in `output`/diff.
 
@@ -76,7 +77,7 @@ def negate(
     or a saved task vector. alpha_for: whole-name globs with an alpha of their own, the last match counts. only: whole-name
     globs; all other tensors are copied byte for byte. mask: a mask file, see `editing/masks.py`. rounding: "nearest" or
     "stochastic" (unbiased, drawn from `seed` and the tensor's name). keep: a folder that is moved to `output`/vector, such
-    as the vector's own; data_sha256: of the data behind the vector, for the provenance. dry_run: check everything, write nothing.
+    as the vector's own; data_sha256: of the data behind the vector, for the provenance. dry_run: check names, shapes and output, write nothing.
     Arithmetic is float64; the result is rounded to the base's dtype as torch rounds it.
 
     Raises EditError (nothing is left behind) for inputs that do not fit together. Where nothing changed, or the change
@@ -150,7 +151,7 @@ def _alphas(
     only: Sequence[str],
     mask: Mask | None,
 ) -> dict[str, float]:
-    """The tensors to edit, each with its alpha. A tensor whose alpha is 0 is copied."""
+    """The tensors to edit, each with its alpha."""
     named = set(select(base.tensors, only)) & set(mask.names if mask else base.tensors)
     alphas = {name: alpha for name in tau.names if name in named and base.tensors[name].item.floating}
     if not alphas:

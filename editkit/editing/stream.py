@@ -1,6 +1,6 @@
 """The one pass of an edit: read a block, change it, write it and measure it while it is still in the cache."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from itertools import zip_longest
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 from editkit.arithmetic.apply import Applied, project, subtract
 from editkit.arithmetic.codec import decode, encode, round_stochastically, working_dtype
 from editkit.arithmetic.measure import Sums
-from editkit.checkpoint.blocks import Block, Scratch, blocks, default_threads, ordered_map
+from editkit.checkpoint.blocks import Block, Progress, Scratch, blocks, counted, default_threads, ordered_map
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.reader import Checkpoint
 from editkit.checkpoint.writer import CheckpointWriter
@@ -41,7 +41,7 @@ def run(
     *,
     measure: bool,
     threads: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> list[Compared]:
     """Write every tensor of `base`, edited or copied, and return what became of each, in the base's order.
 
@@ -61,7 +61,7 @@ def run(
             sums.add(before, after, first_row=block.first, **parts)
         return block, sums, applied
 
-    total, done = sum(info.nbytes for info in base.tensors.values()), 0
+    advance = counted(progress, sum(info.nbytes for info in base.tensors.values()))
     lanes = threads or default_threads()
     with ordered_map(work, _plan(base, edit, writer, measure, lanes), threads) as results:
         for block, sums, applied in results:
@@ -71,9 +71,7 @@ def run(
             if applied is not None:
                 part = Applied(edit.alphas[block.info.name], applied)
                 tensor.applied = part if tensor.applied is None else Applied.total([tensor.applied, part])
-            done += block.nbytes
-            if progress:
-                progress(done, total)
+            advance(block.nbytes)
     return list(compared.values())
 
 

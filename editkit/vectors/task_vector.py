@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from editkit.arithmetic.codec import decode, encode, working_dtype
 from editkit.arithmetic.dtypes import DTYPES
 from editkit.checkpoint import provenance
-from editkit.checkpoint.blocks import Block, Scratch, blocks, ordered_map
+from editkit.checkpoint.blocks import Block, Progress, Scratch, blocks, counted, ordered_map
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.checkpoint.single import SingleFileWriter, check_new_file
@@ -31,7 +30,7 @@ def task_vector(
     base: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Save tau = `tuned` - `base` to the safetensors file `output` and return what the file records of itself.
 
@@ -108,10 +107,10 @@ def _save(
     stored: str,
     writer: SingleFileWriter,
     threads: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
     scratch, width = Scratch(), DTYPES[stored].bytes
-    total, done = sum(info.nbytes for info in infos), 0
+    advance = counted(progress, sum(info.nbytes for info in infos))
 
     def work(block: Block) -> Block:
         values = _tau(base, vector, block, scratch)
@@ -128,6 +127,4 @@ def _save(
 
     with ordered_map(work, (block for info in infos for block in blocks(info)), threads) as results:
         for block in results:
-            done += block.nbytes
-            if progress:
-                progress(done, total)
+            advance(block.nbytes)
