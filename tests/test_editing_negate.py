@@ -105,6 +105,7 @@ def test_report_of_the_edit_equals_a_diff_of_the_files(tmp_path):
     later = editkit.diff(base, tmp_path / "out")
     for written, read in zip(result.report["tensors"], later["tensors"], strict=True):
         assert {key: value for key, value in written.items() if key != "edit"} == read
+    assert all(result.report[side].keys() == later[side].keys() for side in ("base", "edited"))
     saved = json.loads((tmp_path / "out" / "diff" / "report.json").read_text())
     assert saved["summary"]["changed"] == later["summary"]["changed"] == result.changed
 

@@ -231,9 +231,10 @@ def _with_report(
 ) -> Negation:
     from editkit.diffing.rendering import write_report
 
-    hashes = {"name": provenance.public_name(base), "sha256": base.sha256()}
     assert result.output is not None
-    comparison = Comparison(hashes, {"name": result.output.name, "sha256": None}, base.config, compared)
+    before = {"name": provenance.public_name(base), "sha256": base.sha256(), "quantization": None}
+    after = {"name": result.output.name, "sha256": None, "quantization": None}  # a quantized base is refused
+    comparison = Comparison(before, after, base.config, compared)
     report = build_report(comparison)
     report["edit"] = {"command": record["command"], **report.get("edit", result.total)}
     (folder / "diff").mkdir()
