@@ -18,7 +18,7 @@ import editkit
 # editkit's own threads use all cores, and those of BLAS would only wait for each other. numpy reads this when it is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-COMMANDS = ("inspect", "diff", "negate", "task-vector", "finetune", "demo")
+COMMANDS = ("inspect", "diff", "localize", "localize compare", "negate", "task-vector", "finetune", "demo")
 BAD_INPUT, BUG, SIGNALLED = 2, 70, 128  # and the number of the signal
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -30,7 +30,17 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return import_module(f".{name.replace('-', '_')}", __package__).command if name in COMMANDS else None
+        module = name.replace("-", "_").replace(" ", "_")
+        return import_module(f".{module}", __package__).command if name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if (name := " ".join(args[:2])) in COMMANDS and len(
+            args
+        ) > 1:  # two words; a model of the second's name is ./compare
+            return name, self.get_command(ctx, name), args[2:]
+        return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **settings: Any) -> click.Context:
         with _quiet_on_a_closed_pipe():
@@ -124,13 +134,15 @@ def _help_of(error: click.ClickException) -> str:
     epilog="\b\nExamples:\n"
     "  editkit demo\n"
     "  editkit negate MODEL --forget forget.jsonl --vector-base BASE --alpha 1.0 -o EDITED\n"
+    "  editkit localize MODEL --forget forget.jsonl --retain retain.jsonl -o LOC\n"
     "  editkit diff MODEL EDITED -o report\n"
     "\n\b\nExit codes:\n"
     "  0      done\n"
     "  1      nothing changed, a --fail-if rule holds, or --exit-code found differences\n"
     "  2      bad input: one line on stderr says what, where and what to do; nothing is left behind\n"
     "  70     a bug in editkit, with its traceback\n"
-    "  128+n  ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP (nothing is left behind), 141 a closed pipe",
+    "  128+n  ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP (nothing is left behind but what localize --resume needs),\n"
+    "         141 a closed pipe",
 )
 @click.version_option(editkit.__version__, prog_name="editkit", message="%(prog)s %(version)s")
 def main() -> None:

@@ -12,8 +12,8 @@ from click.core import ParameterSource
 import editkit
 
 from .main import fail
+from .options import allow_other_base, examples, mask, output, quiet, threads
 from .options import as_json as json_option
-from .options import examples, output, quiet, threads
 from .progress import Advance, progress
 from .tuning import describe
 from .tuning import tuning as tuning_options
@@ -37,6 +37,7 @@ class GlobAlpha(click.ParamType):
         "editkit negate model tuned --alpha 1.0 -o edited",
         "editkit negate model tau.safetensors --alpha 0.8 --only '*.mlp.*' -o edited",
         "editkit negate model --forget forget.jsonl --vector-base before --alpha 1.0 -o edited",
+        "editkit negate model tuned --alpha 1.0 --mask loc -o edited",
     )
 )
 @click.argument("model")
@@ -52,7 +53,8 @@ class GlobAlpha(click.ParamType):
 @click.option(
     "--alpha-for", multiple=True, type=GlobAlpha(), metavar="GLOB=ALPHA", help="Another alpha for some tensors."
 )
-@click.option("--mask", metavar="FILE", help="Edit only what this mask selects.")
+@mask("Edit only what this mask selects")
+@allow_other_base("a saved vector, or a mask,")
 @click.option(
     "--rounding",
     type=click.Choice(["nearest", "stochastic"]),
@@ -62,7 +64,6 @@ class GlobAlpha(click.ParamType):
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of stochastic rounding and of fine-tuning.")
 @click.option("--shard-size", type=int, metavar="BYTES", help="Write new shards of this size.  [default: MODEL's own]")
-@click.option("--allow-other-base", is_flag=True, help="Accept a saved vector made from another base; is recorded.")
 @click.option("--no-report", is_flag=True, help="Leave out the diff report in OUT/diff.")
 @click.option(
     "--dry-run", is_flag=True, help="Check names, shapes and output and list the tensors to edit; write nothing."
@@ -122,9 +123,10 @@ def _was_given(name: str) -> bool:
 def _forget(
     model: str, data: str, output: Path | None, tuning: dict[str, Any], quiet: bool, settings: dict[str, Any]
 ) -> "editkit.Negation":
-    dry_run, other_base = settings.pop("dry_run"), settings.pop("allow_other_base")
-    if dry_run or other_base or output is None:
-        raise click.UsageError("--dry-run and --allow-other-base go with a VECTOR")
+    if settings.pop("dry_run") or output is None:
+        raise click.UsageError("--dry-run goes with a VECTOR")
+    if settings["allow_other_base"] and settings["mask"] is None:
+        raise click.UsageError("--allow-other-base goes with a VECTOR or a --mask")
     tuning["seed"] = settings["seed"]
 
     def stage(name: str) -> AbstractContextManager[Advance | None]:

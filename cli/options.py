@@ -31,6 +31,16 @@ def threads(function: F) -> F:
     return click.option("--threads", type=count, metavar="N", help="Worker threads.  [default: all cores]")(function)
 
 
+def mask(what: str) -> Callable[[F], F]:
+    """`--mask LOC`, given as `mask: str | None`. `what`: what is done with it, as the help says."""
+    return click.option("--mask", metavar="LOC", help=f"{what}; a folder that localize wrote, or its mask.safetensors.")
+
+
+def allow_other_base(what: str = "a mask") -> Callable[[F], F]:
+    """`--allow-other-base`, given as `allow_other_base: bool`. `what` is then accepted."""
+    return click.option("--allow-other-base", is_flag=True, help=f"Accept {what} that was made for another base.")
+
+
 def examples(*lines: str) -> str:
     """The epilog of a command: `@click.command(epilog=examples("editkit inspect MODEL"))`."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])

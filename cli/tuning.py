@@ -62,8 +62,9 @@ def describe(tuned: "editkit.Finetuned") -> str:
     """One line on what was trained on, how long, and with what result."""
     cut = f", {tuned.truncated} of them truncated" if tuned.truncated else ""
     cut += f", {tuned.dropped} dropped because nothing of the answer fits" if tuned.dropped else ""
+    moved = "" if tuned.selected is None else f"; {tuned.selected:,} elements selected by the mask"
     return (
-        f"{tuned.examples} examples of {tuned.format}{cut}; {tuned.trained_tokens:,} tokens in the loss; {tuned.steps} steps "
-        f"of {tuned.batch_size} at {tuned.lr:.3g} on {tuned.device}; loss of a batch {tuned.first_loss:.3f} at first, "
-        f"{tuned.last_loss:.3f} at last"
+        f"{tuned.examples} examples of {tuned.format}{cut}; {tuned.trained_tokens:,} tokens in the loss{moved}; "
+        f"{tuned.steps} steps of {tuned.batch_size} at {tuned.lr:.3g} on {tuned.device}; loss of a batch "
+        f"{tuned.first_loss:.3f} at first, {tuned.last_loss:.3f} at last"
     )

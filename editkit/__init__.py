@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from editkit.diffing.diff import diff
     from editkit.editing.forget import forget
     from editkit.editing.negate import Negation, negate
+    from editkit.localization.compare import compare as compare_localizations
+    from editkit.localization.localize import localize
     from editkit.training.finetune import Finetuned, finetune
     from editkit.vectors.task_vector import task_vector
 
@@ -34,6 +36,8 @@ _HOME = {
     "forget": "editkit.editing.forget:forget",
     "negate": "editkit.editing.negate:negate",
     "Negation": "editkit.editing.negate:Negation",
+    "localize": "editkit.localization.localize:localize",
+    "compare_localizations": "editkit.localization.compare:compare",
     "finetune": "editkit.training.finetune:finetune",
     "Finetuned": "editkit.training.finetune:Finetuned",
     "task_vector": "editkit.vectors.task_vector:task_vector",
@@ -48,10 +52,12 @@ __all__ = [
     "NothingChanged",
     "TensorInfo",
     "__version__",
+    "compare_localizations",
     "diff",
     "finetune",
     "forget",
     "inspect",
+    "localize",
     "negate",
     "open_checkpoint",
     "task_vector",

@@ -26,6 +26,16 @@ _CONV1D = frozenset(
     "gpt2 imagegpt openai-gpt decision_transformer".split()
 )  # model types that store matrices transposed
 
+CONFIG = (
+    "model_type",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "new_decoder_architecture",
+    "multi_query",
+)
+"""The keys of a model's config that `grid` reads."""
+
 
 class TensorName(NamedTuple):
     """Where a tensor sits: `stack` of layers, `layer` number, `module` inside it, `expert` of a mixture."""

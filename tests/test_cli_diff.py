@@ -92,3 +92,32 @@ def test_a_gate_on_the_whole_sees_what_was_not_compared(pair, tmp_path):
     result = run(*pair, "--fail-if", "nan_after > 0")
     assert result.exit_code == 1
     assert result.stderr == f"editkit: summary: nan_after is unknown: {HEAD} was added (rule: nan_after > 0)\n"
+
+
+def test_an_audit_exits_with_one_and_names_what_strayed(pair, tmp_path):
+    mask = tmp_path / "mask.safetensors"
+    save_file({UP: np.array([[1, 0, 0, 0], [0, 0, 0, 1]], np.uint8)}, mask)
+    clean = CliRunner().invoke(main, ["diff", *pair, "--mask", str(mask)])
+    assert clean.exit_code == 0
+    said = "Outside the mask mask.safetensors: 0 of 14 elements changed. Inside: 2 of 2.\n"
+    assert said in clean.stdout and "utside" not in clean.stderr
+    save_file({UP: np.array([[1, 0, 0, 0], [0, 0, 1, 0]], np.uint8)}, mask)
+    result = CliRunner().invoke(main, ["diff", *pair, "--mask", str(mask)])
+    assert result.exit_code == 1 and f"  {UP}: 1 element changed, the first is number 7\n" in result.stdout
+    said = "editkit: Outside the mask mask.safetensors: 1 of 14 elements changed, in 1 tensor. Inside: 1 of 2.\n"
+    quiet = run(*pair, "--mask", str(mask))
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (1, "", said)
+    machine = run(*pair, "--mask", str(mask), "--json", "-o", str(tmp_path / "report"))
+    outside = [{"name": UP, "kind": "changed", "changed": 1, "first_index": 7}]
+    assert machine.exit_code == 1 and json.loads(machine.stdout)["mask"]["outside"] == outside
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["mask"]["outside"] == outside
+
+
+def test_a_mask_of_another_checkpoint_is_bad_input(pair, tmp_path):
+    record = {"format": "editkit.mask/1", "granularity": "row", "base": "m", "base_sha256": {"model.safetensors": "0"}}
+    save_file({UP: np.array([1, 1], np.uint8)}, tmp_path / "m.safetensors", {"editkit": json.dumps(record)})
+    refused = run(*pair, "--mask", str(tmp_path / "m.safetensors"))
+    assert refused.exit_code == 2 and "was made for m, and" in refused.stderr and refused.stderr.count("\n") == 1
+    assert run(*pair, "--mask", str(tmp_path / "m.safetensors"), "--allow-other-base").exit_code == 0
+    absent = run(*pair, "--mask", str(tmp_path / "nothing"))
+    assert absent.exit_code == 2 and "nothing does not exist" in absent.stderr

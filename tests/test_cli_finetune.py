@@ -1,10 +1,13 @@
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 from editkit_cli.main import main
+from safetensors.torch import save_file
 from tiny_models import save_llama
 
+import editkit
 from editkit.checkpoint.reader import open_checkpoint
 
 
@@ -62,3 +65,57 @@ def test_bad_input_is_one_line_and_leaves_nothing(workplace):
         ran.stderr.startswith("editkit: data.jsonl has the keys 'question': it needs") and ran.stderr.count("\n") == 1
     )
     assert sorted(path.name for path in workplace.iterdir()) == ["base", "data.jsonl"]
+
+
+def test_a_mask_is_shown_kept_to_and_audited(workplace):
+    save_file({"model.norm.weight": torch.arange(16) < 5}, "mask.safetensors")
+    ran = run(
+        "base", "--data", "data.jsonl", "--mask", "mask.safetensors", "-o", "tuned", "--steps", "4", "--device", "cpu"
+    )
+    assert ran.exit_code == 0 and "tokens in the loss; 5 elements selected by the mask; 4 steps" in ran.stdout
+    audit = CliRunner().invoke(main, ["diff", "base", "tuned", "--mask", "mask.safetensors"])
+    assert audit.exit_code == 0 and "elements changed. Inside: 5 of 5." in audit.stdout
+    found = editkit.diff("base", "tuned", mask="mask.safetensors")
+    assert found["summary"]["changed"] == found["mask"]["changed_inside"] == 5
+
+
+def test_a_mask_does_not_go_with_lora(workplace):
+    ran = run("base", "--data", "data.jsonl", "--mask", "m.safetensors", "--lora", "2", "-o", "tuned")
+    assert ran.exit_code == 2 and ran.stderr.count("\n") == 1
+    assert "lora and mask are both given" in ran.stderr and not (workplace / "tuned").exists()
+
+
+def test_forgetting_with_a_mask_edits_its_selection_only(workplace):
+    entry = {"model.layers.0.mlp.up_proj.weight": torch.arange(24) % 2 == 0}
+    record = {"format": "editkit.mask/1", "granularity": "row", "base": "base"}
+    record["base_sha256"] = open_checkpoint("base").sha256()
+    save_file(entry, "mask.safetensors", {"editkit": json.dumps(record)})
+    earlier = {name: tensor * 1.01 for name, tensor in open_checkpoint("base").items()}
+    editkit.write_checkpoint(earlier, "earlier", like="base")
+
+    def forget(model, vector_base, *more):
+        options = [
+            "--alpha",
+            "1",
+            "--mask",
+            "mask.safetensors",
+            "--steps",
+            "3",
+            "--lr",
+            "0.01",
+            "--device",
+            "cpu",
+            "-q",
+        ]
+        asked = ["negate", model, "--forget", "data.jsonl", "--vector-base", vector_base, *options, *more]
+        return CliRunner().invoke(main, asked)
+
+    assert forget("base", "earlier", "-o", "out").exit_code == 0
+    found = editkit.diff("base", "out", mask="mask.safetensors")["mask"]
+    assert (found["outside"], found["changed_inside"] > 150, found["selected"]) == ([], True, 192)
+    # The mask must fit what is edited, not what the vector comes from.
+    refused = forget("earlier", "base", "-o", "other")
+    assert refused.exit_code == 2 and "was made for base, and earlier has other weights (sha256)" in refused.stderr
+    assert forget("earlier", "base", "-o", "other", "--allow-other-base").exit_code == 0
+    idle = ["negate", "base", "--forget", "data.jsonl", "--alpha", "1", "--allow-other-base", "-o", "a"]
+    assert "--allow-other-base goes with a VECTOR or a --mask" in CliRunner().invoke(main, idle).stderr

@@ -22,6 +22,8 @@ SHAPES = {
     "model.layers.10.mlp.up_proj.weight": (40, 16),
     "model.norm.weight": (16,),
 }
+Q, O_PROJ = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.o_proj.weight"
+UP = "model.layers.0.mlp.up_proj.weight"
 FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 CONFIG = {"model_type": "llama", "num_attention_heads": 4, "tie_word_embeddings": True}
 
@@ -168,6 +170,62 @@ def test_masks_of_every_granularity(tmp_path):
         chosen = chosen[:, None] if name == up else chosen
         want = torch.where(chosen, expected(before[name], after[name], 1.0), before[name])
         assert torch.equal(bits(want), bits(tensor)), name
+
+
+def save_mask(path: Path, granularity: str, entries: dict[str, torch.Tensor], **said) -> Path:
+    record = {"format": "editkit.mask/1", "granularity": granularity, "base": "base", **said}
+    save_file(entries, path, {"editkit": json.dumps(record)})
+    return path
+
+
+FOUR = torch.tensor([True, False, False, True])
+ELEMENTS = torch.rand(40, 16, generator=torch.Generator().manual_seed(3)) < 0.3
+PACKED = (ELEMENTS.reshape(-1, 8) * 2 ** torch.arange(8)).sum(1).to(torch.uint8)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("alpha", [1.0, -1.0])
+@pytest.mark.parametrize(
+    ("granularity", "entries", "chosen"),
+    [
+        ("element", {UP: PACKED}, {UP: ELEMENTS}),
+        (
+            "head",
+            {Q: FOUR, O_PROJ: FOUR.clone()},
+            {Q: FOUR.repeat_interleave(4)[:, None], O_PROJ: FOUR.repeat_interleave(4)},
+        ),
+        ("row", {UP: ELEMENTS[:, 0].clone()}, {UP: ELEMENTS[:, :1]}),
+        ("tensor", {Q: torch.tensor([True]), UP: torch.tensor([False])}, {Q: torch.tensor(True)}),
+    ],
+)
+def test_masks_that_say_their_granularity(tmp_path, granularity, entries, chosen, alpha, rounding):
+    base, tuned = pair(tmp_path, "bfloat16")
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tuned))
+    for name in (Q, UP):
+        before[name].view(-1)[::3] = -0.0  # subtracting nothing must not make it 0.0
+    save_file(before, base / "model.safetensors")
+    mask = save_mask(tmp_path / "mask.safetensors", granularity, entries)
+    result = editkit.negate(base, tuned, tmp_path / "out", alpha=alpha, mask=mask, rounding=rounding)
+    for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
+        whole = torch.broadcast_to(chosen.get(name, torch.tensor(False)), tensor.shape)
+        assert torch.equal(bits(tensor)[~whole], bits(before[name])[~whole]), name
+        want = expected(before[name], after[name], alpha)
+        if rounding == "nearest":
+            assert torch.equal(bits(tensor)[whole], bits(want)[whole]), name
+        assert not whole.any() or (bits(tensor) != bits(before[name]))[whole].float().mean() > 0.5
+    assert result.report["mask"]["outside"] == [] and result.report["mask"]["changed_inside"] == result.changed
+
+
+def test_a_mask_for_other_weights_is_refused_unless_that_is_wanted(tmp_path):
+    base, tuned = pair(tmp_path, "float32")
+    entries = {UP: torch.tensor([True])}
+    mask = save_mask(tmp_path / "mask.safetensors", "tensor", entries, base_sha256={"model.safetensors": "0" * 64})
+    with pytest.raises(EditError, match=r"was made for base, and .* has other weights \(sha256\)"):
+        editkit.negate(base, tuned, tmp_path / "out", alpha=1.0, mask=mask)
+    assert not (tmp_path / "out").exists()
+    editkit.negate(base, tuned, tmp_path / "out", alpha=1.0, mask=mask, allow_other_base=True)
+    record = json.loads((tmp_path / "out" / "editkit.json").read_text())
+    assert [one["role"] for one in record["inputs"]] == ["base", "mask", "vector 1"]
 
 
 def test_integers_and_other_files_are_copied(tmp_path):

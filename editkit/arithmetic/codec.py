@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from editkit.arithmetic.bits import float_of_bits, int_of_bits
+from editkit.arithmetic.draws import splitmix
 from editkit.arithmetic.dtypes import DTYPES
 
 _NUMPY = {"F64": np.float64, "F32": np.float32}
@@ -123,10 +124,7 @@ def _round_stochastically(values, mantissa, smallest, key, first):
         value = np.float64(values[i])
         if value == 0.0 or not np.isfinite(value):
             continue
-        draw = key + (first + np.uint64(i)) * np.uint64(0x9E3779B97F4A7C15)  # splitmix64 (Steele et al., 2014)
-        draw = (draw ^ (draw >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        draw = (draw ^ (draw >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        draw = draw ^ (draw >> np.uint64(31))
+        draw = splitmix(key, first + np.uint64(i))
         exponent = max(np.int64((int_of_bits(value) >> 52) & 0x7FF) - 1023, smallest)
         unit = float_of_bits(np.int64(exponent - mantissa + 1023) << 52)
         values[i] = np.floor(value / unit + np.float64(draw >> np.uint64(11)) * 2.0**-53) * unit

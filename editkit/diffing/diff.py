@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 
 from editkit.arithmetic.codec import working_dtype
-from editkit.arithmetic.measure import Sums
+from editkit.arithmetic.measure import CHANGED, Sums
 from editkit.checkpoint.adapter import settings_that_differ
 from editkit.checkpoint.blocks import Block, Progress, Scratch, blocks, counted, ordered_map
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
+from editkit.diffing.audit import Audit, Touched, changed_bits
 from editkit.diffing.report import Compared, Comparison, build_report
 from editkit.errors import EditError
+from editkit.masks.mask import Mask
 from editkit.names import grid, select
 
 
@@ -23,6 +25,8 @@ def diff(
     edited: str | os.PathLike[str] | Checkpoint,
     *,
     only: str | Sequence[str] = (),
+    mask: str | os.PathLike[str] | None = None,
+    allow_other_base: bool = False,
     spectral: bool = False,
     hashes: bool = False,
     threads: int | None = None,
@@ -34,14 +38,18 @@ def diff(
     >>> report["summary"]["changed"], report["tensors"][0]["rel_l2"]  # doctest: +SKIP
     (131072, 0.0123)
 
-    base, edited: checkpoints, adapters or saved task vectors. only: a whole-name glob or several. spectral: adds the spectral norm,
-    stable rank and top singular energies of every changed matrix (slower). hashes: adds the sha256 of all weight files. threads: default all cores.
-    progress: called with (bytes done, bytes in all). Elements are compared by their bits; where the two dtypes differ,
-    by their values. Raises EditError for files that cannot be read and globs that match nothing.
+    base, edited: checkpoints, adapters or saved task vectors. only: a whole-name glob or several. mask: a mask file for
+    `base`, or the folder of one: adds `mask`, what changed inside and outside of it. allow_other_base: accept a mask that was
+    made for other weights. spectral: adds the spectral norm, stable rank and top singular energies of every changed matrix
+    (slower). hashes: adds the sha256 of all weight files. threads: default all cores. progress: called with (bytes done,
+    bytes in all). Elements are compared by their bits; where the two dtypes differ, by their values. Raises EditError for files that cannot be read, globs that match nothing and masks that do not fit.
     """
     opened = [side if isinstance(side, Checkpoint) else open_checkpoint(side) for side in (base, edited)]
     old, new = opened
+    audit = None
     try:
+        if mask is not None:
+            audit = Audit(Mask(mask, old, allow_other_base=allow_other_base), mask)
         chosen = set(select(dict.fromkeys([*old.tensors, *new.tensors]), [only] if isinstance(only, str) else only))
         comparison = _compare_structure(old, new, chosen)
         both = [
@@ -59,12 +67,15 @@ def diff(
             new.start_hashing()
         matrices = [info for info in both if spectral and _has_spectrum(info, new.tensors[info.name])]
         advance = counted(progress, sum(info.nbytes + new.tensors[info.name].nbytes for info in both + matrices))
-        comparison.tensors = _compare_tensors(old, new, both, threads, advance)
+        comparison.audit = audit
+        comparison.tensors = _compare_tensors(old, new, both, audit, threads, advance)
         _add_spectra(old, new, {info.name for info in matrices}, comparison.tensors, threads, advance)
         if hashes:
             comparison.base["sha256"], comparison.edited["sha256"] = old.sha256(), new.sha256()
         return build_report(comparison)
     finally:
+        if audit is not None:
+            audit.mask.file.close()
         for side, given in zip(opened, (base, edited), strict=True):
             if side is not given:
                 side.close()
@@ -103,27 +114,32 @@ def _compare_tensors(
     old: Checkpoint,
     new: Checkpoint,
     infos: list[TensorInfo],
+    audit: Audit | None,
     threads: int | None,
     advance: Callable[[int], None],
 ) -> list[Compared]:
     scratch = Scratch()
     compared = {info.name: Compared(info, None) for info in infos}
 
-    def measure(block: Block) -> tuple[Block, Sums | int]:
+    def measure(block: Block) -> tuple[Block, Sums | int, Touched]:
         info, other = block.info, new.tensors[block.info.name]
         if not (info.item.floating and other.item.floating):
-            return block, _changed_whole(old, new, block)
+            changed = _changed_whole(old, new, block)
+            return block, int(np.count_nonzero(changed)), audit.look(block, changed) if audit else Touched()
         precise = np.float64 in (working_dtype(info.dtype), working_dtype(other.dtype))
         dtype = np.float64 if precise else np.float32
         before = scratch.read("base", old, info.name, block, dtype)
         after = scratch.read("edited", new, info.name, block, dtype)
         sums, parts = sums_for(info, old.config)
         sums.add(before, after, first_row=block.first, **parts)
-        return block, sums
+        differs = audit is not None and sums.values[:, CHANGED].any()
+        return block, sums, audit.look(block, changed_bits(before, after)) if audit and differs else Touched()
 
     with ordered_map(measure, (block for info in infos for block in blocks(info)), threads) as results:
-        for block, result in results:
+        for block, result, touched in results:
             tensor = compared[block.info.name]
+            if audit is not None:
+                audit.add(block.info.name, touched)
             if isinstance(result, int):
                 tensor.changed += result
             else:
@@ -132,16 +148,15 @@ def _compare_tensors(
     return list(compared.values())
 
 
-def _changed_whole(old: Checkpoint, new: Checkpoint, block: Block) -> int:
-    """Elements that differ where at least one side holds whole numbers; all of them where the dtypes do."""
-    rows, columns = block.shape
+def _changed_whole(old: Checkpoint, new: Checkpoint, block: Block) -> np.ndarray:
+    """Which elements differ where at least one side holds whole numbers; all of them where the dtypes do."""
     info, other = block.info, new.tensors[block.info.name]
     if info.dtype != other.dtype:
-        return rows * columns
+        return np.ones(block.shape, np.bool_)
     left, right = (np.empty(block.nbytes, np.uint8) for _ in range(2))
     old.read_into(info.name, block.offset, left)
     new.read_into(info.name, block.offset, right)
-    return int((left != right).reshape(-1, info.item.bytes).any(axis=1).sum())
+    return (left != right).reshape(*block.shape, info.item.bytes).any(axis=2)
 
 
 def _has_spectrum(info: TensorInfo, other: TensorInfo) -> bool:

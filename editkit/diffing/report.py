@@ -33,6 +33,7 @@ from editkit.arithmetic.measure import (
     Sums,
 )
 from editkit.checkpoint.header import TensorInfo
+from editkit.diffing.audit import Audit
 from editkit.names import grid, parse
 
 SCHEMA = "editkit.diff/1"
@@ -51,7 +52,10 @@ class Compared:
 
 @dataclass
 class Comparison:
-    """Everything a report says. `base` and `edited`: {"name", "sha256": {file: hex} or None, "quantization"}."""
+    """Everything a report says. `base` and `edited`: {"name", "sha256": {file: hex} or None, "quantization"}.
+
+    audit: of all blocks that changed, where the edit had a mask.
+    """
 
     base: dict[str, Any]
     edited: dict[str, Any]
@@ -62,6 +66,7 @@ class Comparison:
     reshaped: list[dict[str, Any]] = field(default_factory=list)
     retyped: list[dict[str, Any]] = field(default_factory=list)
     settings: list[dict[str, Any]] = field(default_factory=list)
+    audit: Audit | None = None
 
 
 def build_report(comparison: Comparison) -> dict[str, Any]:
@@ -95,6 +100,8 @@ def build_report(comparison: Comparison) -> dict[str, Any]:
         "histogram": _histogram(tensors),
         **structure,
     }
+    if comparison.audit is not None:
+        report["mask"] = comparison.audit.row([tensor.info for tensor in tensors], structure)
     edit = report["summary"].pop("edit", None)
     return {**report, "edit": edit} if edit else report
 

@@ -11,8 +11,8 @@ from typing import Any
 from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.reader import open_checkpoint
 from editkit.checkpoint.writer import CheckpointWriter
-from editkit.editing.masks import Mask
 from editkit.editing.negate import Negation, Source, check_settings, negate
+from editkit.masks.mask import Mask
 from editkit.names import select
 from editkit.training.finetune import Finetuned, finetune
 from editkit.vectors.task_vector import task_vector
@@ -30,6 +30,7 @@ def forget(
     *,
     alpha: float,
     vector_base: Source | None = None,
+    allow_other_base: bool = False,
     finetune_settings: Mapping[str, Any] | None = None,
     stage: Stage = lambda name: nullcontext(),
     **negate_settings: Any,
@@ -41,7 +42,8 @@ def forget(
     0.021
 
     Fine-tuning starts from `vector_base` (default: from `model`). A model that has fully memorised the data has vanishing
-    gradients there and yields an empty vector: then give the checkpoint from before it learned them.
+    gradients there and yields an empty vector: then give the checkpoint from before it learned them. A mask is one for
+    `model`, whatever the vector comes from; allow_other_base accepts one that was made for other weights.
     finetune_settings: arguments of `finetune`, such as {"lora": 16, "steps": 60}. negate_settings: arguments of `negate`.
     stage: called with the name of each part of the work ("fine-tune", "negate"), gives a context with its progress function.
 
@@ -55,7 +57,7 @@ def forget(
         select(base.tensors, list(alpha_for), "--alpha-for")
         CheckpointWriter(base, output, inputs=[data])
         if mask is not None:
-            Mask(mask, base).file.close()
+            Mask(mask, base, allow_other_base=allow_other_base).file.close()
     place, start = Path(output).expanduser().resolve(), vector_base or model
     place.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.tuning-") as folder:
@@ -74,7 +76,7 @@ def forget(
                 vector,
                 output,
                 alpha=alpha,
-                allow_other_base=vector_base is not None and not lora,
+                allow_other_base=allow_other_base or (vector_base is not None and not lora),
                 keep=kept,
                 data_sha256=tuned.data_sha256,
                 progress=progress,

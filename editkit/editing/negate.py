@@ -20,12 +20,13 @@ from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.checkpoint.ties import same_bytes, tied_copies
 from editkit.checkpoint.writer import CheckpointWriter
+from editkit.diffing.audit import Audit
 from editkit.diffing.rendering.wording import PROJECTION_TOLERANCE as TOLERANCE
 from editkit.diffing.rendering.wording import missed
 from editkit.diffing.report import Compared, Comparison, build_report
-from editkit.editing.masks import Mask
 from editkit.editing.stream import Subtraction, run
 from editkit.errors import EditError, listed
+from editkit.masks.mask import Mask
 from editkit.names import parse, select
 from editkit.vectors.open import open_vector
 from editkit.vectors.vector import TaskVector, refuse_quantized
@@ -75,10 +76,11 @@ def negate(
 
     model: the checkpoint to edit. vector: a checkpoint tuned from `vector_base` (default: from `model`), a LoRA adapter,
     or a saved task vector. alpha_for: whole-name globs with an alpha of their own, the last match counts. only: whole-name
-    globs; all other tensors are copied byte for byte. mask: a mask file, see `editing/masks.py`. rounding: "nearest" or
-    "stochastic" (unbiased, drawn from `seed` and the tensor's name). keep: a folder that is moved to `output`/vector, such
-    as the vector's own; data_sha256: of the data behind the vector, for the provenance. dry_run: check names, shapes and output, write nothing.
-    Arithmetic is float64; the result is rounded to the base's dtype as torch rounds it.
+    globs; all other tensors are copied byte for byte. mask: a mask file or the folder of one, see `masks/mask.py`; what it
+    does not select stays as it is. allow_other_base: accept a saved vector, or a mask, that was made for other weights.
+    rounding: "nearest" or "stochastic" (unbiased, drawn from `seed` and the tensor's name). keep: a folder that is moved to
+    `output`/vector, such as the vector's own; data_sha256: of the data behind the vector, for the provenance. dry_run: check
+    names, shapes and output, write nothing. Arithmetic is float64; the result is rounded to the base's dtype as torch rounds it.
 
     Raises EditError (nothing is left behind) for inputs that do not fit together. Where nothing changed, or the change
     that arrived is not the one asked for, the result says so in `warnings`.
@@ -92,9 +94,11 @@ def negate(
         tau = open_vector(vector, base, vector_base=vector_base, allow_other_base=allow_other_base)
         for checkpoint in tau.inputs:
             stack.callback(checkpoint.close)
-        chosen = Mask(mask, base) if mask is not None else None
-        if chosen is not None:
+        chosen, audit = None, None
+        if mask is not None:
+            chosen = Mask(mask, base, allow_other_base=allow_other_base)
             stack.callback(chosen.file.close)
+            audit = Audit(chosen, mask)
         alphas = _alphas(base, tau, alpha, alpha_for or {}, only, chosen)
         tau.check(base, list(alphas))
         copies = _whole_ties(base, alphas, chosen)
@@ -110,7 +114,7 @@ def negate(
         writer = stack.enter_context(CheckpointWriter(base, output, shard_size=shard_size, inputs=others))
         for checkpoint in (base, *tau.inputs):
             checkpoint.start_hashing()
-        compared = run(base, edit, writer, measure=report, threads=threads, progress=progress)
+        compared = run(base, edit, writer, measure=report, audit=audit, threads=threads, progress=progress)
         settings = {"alpha": alpha, "alpha_for": alpha_for or {}, "only": list(only), "rounding": rounding}
         record = provenance.record(
             "negate",
@@ -125,7 +129,7 @@ def negate(
             shutil.move(keep, writer.folder / "vector")
         result = _result(Path(output), base, alphas, compared)
         if report:
-            result = _with_report(result, base, compared, writer.folder, record)
+            result = _with_report(result, base, compared, audit, writer.folder, record)
     return result
 
 
@@ -227,14 +231,19 @@ def _warnings(total: Applied, alphas: dict[str, float], base: Checkpoint, change
 
 
 def _with_report(
-    result: Negation, base: Checkpoint, compared: list[Compared], folder: Path, record: dict[str, Any]
+    result: Negation,
+    base: Checkpoint,
+    compared: list[Compared],
+    audit: Audit | None,
+    folder: Path,
+    record: dict[str, Any],
 ) -> Negation:
     from editkit.diffing.rendering import write_report
 
     assert result.output is not None
     before = {"name": provenance.public_name(base), "sha256": base.sha256(), "quantization": None}
     after = {"name": result.output.name, "sha256": None, "quantization": None}  # a quantized base is refused
-    comparison = Comparison(before, after, base.config, compared)
+    comparison = Comparison(before, after, base.config, compared, audit=audit)
     report = build_report(comparison)
     report["edit"] = {"command": record["command"], **report.get("edit", result.total)}
     (folder / "diff").mkdir()

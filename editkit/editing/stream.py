@@ -1,7 +1,6 @@
 """The one pass of an edit: read a block, change it, write it and measure it while it is still in the cache."""
 
 from collections.abc import Iterator, Mapping
-from hashlib import sha256
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -9,15 +8,17 @@ import numpy as np
 
 from editkit.arithmetic.apply import Applied, project, subtract
 from editkit.arithmetic.codec import decode, encode, round_stochastically, working_dtype
+from editkit.arithmetic.draws import key_of
 from editkit.arithmetic.measure import Sums
 from editkit.checkpoint.blocks import Block, Progress, Scratch, blocks, counted, default_threads, ordered_map
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.reader import Checkpoint
 from editkit.checkpoint.writer import CheckpointWriter
+from editkit.diffing.audit import Audit, Touched, changed_bits
 from editkit.diffing.diff import sums_for
 from editkit.diffing.report import Compared
-from editkit.editing.masks import Mask
 from editkit.errors import EditError
+from editkit.masks.mask import Mask
 from editkit.vectors.vector import TaskVector
 
 
@@ -40,32 +41,38 @@ def run(
     writer: CheckpointWriter,
     *,
     measure: bool,
+    audit: Audit | None,
     threads: int | None,
     progress: Progress | None,
 ) -> list[Compared]:
     """Write every tensor of `base`, edited or copied, and return what became of each, in the base's order.
 
-    With `measure` all floating tensors get the sums of the diff report, else only the edited ones are read at all.
+    With `measure` all floating tensors get the sums of the diff report, else only the edited ones are read at all. `audit`
+    is given what was written to these.
     """
     compared = {info.name: Compared(info, None) for info in base.tensors.values()}
     scratch = Scratch()
 
-    def work(block: Block) -> tuple[Block, Sums | None, np.ndarray | None]:
+    def work(block: Block) -> tuple[Block, Sums | None, np.ndarray | None, Touched]:
         name, dtype = block.info.name, working_dtype(block.info.dtype)
         before = scratch.read("base", base, name, block, dtype)
-        after, sums, applied = before, None, None
+        after, sums, applied, touched = before, None, None, Touched()
         if name in edit.alphas:
             after, applied = _edit_block(block, before, edit, writer, scratch)
+            if audit is not None:
+                touched = audit.look(block, changed_bits(before, after))
         if measure:
             sums, parts = sums_for(block.info, base.config)
             sums.add(before, after, first_row=block.first, **parts)
-        return block, sums, applied
+        return block, sums, applied, touched
 
     advance = counted(progress, sum(info.nbytes for info in base.tensors.values()))
     lanes = threads or default_threads()
     with ordered_map(work, _plan(base, edit, writer, measure, lanes), threads) as results:
-        for block, sums, applied in results:
+        for block, sums, applied, touched in results:
             tensor = compared[block.info.name]
+            if audit is not None:
+                audit.add(block.info.name, touched)
             if sums is not None:
                 tensor.sums = sums if tensor.sums is None else tensor.sums.merge(sums)
             if applied is not None:
@@ -100,7 +107,7 @@ def _edit_block(
         edit.mask.clear_outside(info.name, block, tau)
     after = subtract(before, tau, edit.alphas[info.name], scratch.array("after", before.shape, before.dtype))
     if edit.seed is not None and info.dtype != "F64":  # the arithmetic itself is F64: nothing is left to round
-        key = _key(edit.seed, edit.shares.get(info.name, info.name))
+        key = key_of(edit.seed, edit.shares.get(info.name, info.name))
         round_stochastically(after, info.dtype, key, block.first * info.columns)
     stored = encode(after, info.dtype)
     decode(stored, info.dtype, after)
@@ -120,7 +127,3 @@ def _refuse_nonfinite(info: TensorInfo, before: np.ndarray, tau: np.ndarray, aft
         if bad := int(values.size - np.isfinite(values).sum()):
             raise EditError(f"{what} {bad} NaN or Inf in a block of {info.name}: {remedy}")
     raise EditError(f"the change of {info.name} is too large to be measured: choose a smaller alpha")
-
-
-def _key(seed: int, name: str) -> int:
-    return int.from_bytes(sha256(f"{seed}\0{name}".encode()).digest()[:8], "little")

@@ -7,6 +7,7 @@
 import math
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,9 @@ from editkit.checkpoint import provenance
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.checkpoint.writer import CheckpointWriter
 from editkit.errors import EditError, NothingChanged, listed
+from editkit.masks.mask import Mask
 from editkit.training.data import read_examples
+from editkit.training.devices import place_of, precision, unknown
 from editkit.training.encoding import encode
 
 if TYPE_CHECKING:
@@ -24,8 +27,6 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str]
 EPOCHS = 5
-DTYPES = ("float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Finetuned:
 
     kind: "full" or "lora". truncated, dropped: examples cut at the maximum length, and those that had no answer left.
     trained_tokens: tokens in the loss in one pass over the data. first_loss, last_loss: means over one batch.
-    changed: share of the trained elements that differ from where they started, after rounding to the model's dtype.
+    selected: elements that a mask let move, None without a mask. changed: share of the trained elements (those selected)
+    that differ from where they started, after rounding to the model's dtype.
     """
 
     output: Path
@@ -54,6 +56,7 @@ class Finetuned:
     data_sha256: str
     first_loss: float
     last_loss: float
+    selected: int | None
     changed: float
 
 
@@ -62,6 +65,8 @@ def finetune(
     data: Source,
     output: Source,
     *,
+    mask: Source | None = None,
+    allow_other_base: bool = False,
     lora: int | None = None,
     epochs: int | None = None,
     steps: int | None = None,
@@ -82,20 +87,30 @@ def finetune(
     (200, 6.41, 2.66)
 
     model: a folder or Hub id. data: see `training/data.py`; loss_on, prompt_template: see `training/encoding.py`.
-    lora: rank of an adapter on all linear layers but the head; None trains all weights. epochs (default 5) or steps say
-    how long. lr: see `default_lr`. max_length: in tokens, by default the model's context. dtype: of the computation, by
-    default bfloat16 for a 16-bit model on a GPU that has it, else float32. Trained weights are held in float32 and
-    rounded once to the model's own dtypes at the end; the frozen ones under LoRA are held in `dtype`.
+    mask: a mask file, or the folder of one; all that it does not select stays as it is, byte for byte, which is checked
+    when the result is written. allow_other_base: accept a mask that was made for other weights. lora: rank of an adapter on
+    all linear layers but the head; None trains all weights. epochs (default 5) or steps say how long. lr: see `default_lr`.
+    max_length: in tokens, by default the model's context. dtype: of the computation, by default bfloat16 for a 16-bit model
+    on a GPU that has it, else float32. Trained weights are held in float32 and rounded once to the model's own dtypes at the
+    end; the frozen ones under LoRA are held in `dtype`.
 
     A full fine-tuning has the names, dtypes and shards of the model's files, a LoRA is a folder for peft. On the CPU of
     one machine the same seed gives the same bytes. Raises EditError for bad settings, data or models and for a loss
     that is not a number, NothingChanged where nothing is left of the training; then there is no output.
     """
-    _check(lora, epochs, steps, lr, batch_size, seed, dtype, device)
+    _check(lora, epochs, steps, lr, batch_size, seed, dtype, device, mask)
     examples = read_examples(data)
-    with open_checkpoint(model) as base, TemporaryDirectory(prefix="editkit-") as scratch:
+    with ExitStack() as stack:
+        base = stack.enter_context(open_checkpoint(model))
+        scratch = stack.enter_context(TemporaryDirectory(prefix="editkit-"))
+        inputs, chosen = {"base": base}, None
+        if mask is not None:
+            chosen = Mask(mask, base, allow_other_base=allow_other_base)
+            inputs["mask"] = stack.enter_context(chosen.file)
+
         from editkit.training.loading import file_tensors, load_config, load_model, load_tokenizer
         from editkit.training.lora import adapter_tensors, add_lora, save_adapter
+        from editkit.training.masking import fixed_elements, fixing
         from editkit.training.trainer import quiet_transformers, seeded, train
 
         config = load_config(base).get_text_config()
@@ -112,16 +127,18 @@ def finetune(
         per_epoch = math.ceil(len(encoded.rows) / batch_size)
         steps = steps or per_epoch * (epochs or EPOCHS)
         lr = lr or default_lr(config.hidden_size, lora is not None)
-        place = _place(device)
-        dtype = dtype or _precision(base, place)
+        place = place_of(device)
+        dtype = dtype or precision(base, place)
 
         net, layout = load_model(base, dtype if lora else "float32"), base
         if lora:
             with quiet_transformers(), seeded(seed):
                 net = add_lora(net, lora, provenance.public_name(base))
             save_adapter(net, Path(scratch))
-            layout = open_checkpoint(scratch)
-        writer = CheckpointWriter(layout, output, inputs=[base.source, Path(data)])
+            layout = stack.enter_context(open_checkpoint(scratch))
+        if chosen is not None:
+            stack.enter_context(fixing(net, fixed_elements(net, base, chosen)))
+        writer = CheckpointWriter(layout, output, inputs=[*(one.source for one in inputs.values()), Path(data)])
         base.start_hashing()
         training: dict[str, Any] = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, "dtype": dtype}
         losses = train(net, encoded.rows, **training, device=place, progress=progress)
@@ -133,9 +150,9 @@ def finetune(
             "max_length": longest,
             **training,
         }
-        record = provenance.record("finetune", {"base": base}, data_hash=examples.sha256, **settings)
-        changed = _write(adapter_tensors(net) if lora else file_tensors(net, base), layout, writer, record)
-        layout.close()
+        record = provenance.record("finetune", inputs, data_hash=examples.sha256, **settings)
+        trained = adapter_tensors(net) if lora else file_tensors(net, base)
+        total, changed = _write(trained, layout, chosen, writer, record)
     return Finetuned(
         output=Path(output),
         kind=settings["kind"],
@@ -149,7 +166,8 @@ def finetune(
         data_sha256=examples.sha256,
         first_loss=losses[0],
         last_loss=losses[-1],
-        changed=changed,
+        selected=total if mask is not None else None,
+        changed=changed / total,
         **training,
     )
 
@@ -172,6 +190,7 @@ def _check(
     seed: int,
     dtype: str | None,
     device: str,
+    mask: Source | None,
 ) -> None:
     problems = []
     counts = {"lora": lora, "epochs": epochs, "steps": steps, "batch_size": batch_size}
@@ -180,14 +199,13 @@ def _check(
     ]
     if epochs is not None and steps is not None:
         problems.append("epochs and steps are both given, only one can say how long")
+    if lora is not None and mask is not None:
+        problems.append("lora and mask are both given, the weights of an adapter are not those that a mask selects")
     if lr is not None and not 0 < lr < math.inf:
         problems.append(f"lr is {lr}, must be a finite number above 0")
     if not 0 <= seed < 2**32:
         problems.append(f"seed is {seed}, must be in 0 ... 2**32 - 1")
-    if dtype is not None and dtype not in DTYPES:
-        problems.append(f"dtype is {dtype!r}, must be one of {listed(DTYPES)}")
-    if device not in DEVICES:
-        problems.append(f"device is {device!r}, must be one of {listed(DEVICES)}")
+    problems += unknown(dtype, device)
     if problems:
         raise EditError(f"these settings cannot be trained with: {listed(problems)}")
 
@@ -200,29 +218,17 @@ def _fit(max_length: int | None, context: int | None) -> int | None:
     return max_length or context
 
 
-def _place(device: str) -> str:
-    import torch
-
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return next(name for name, found in there.items() if found)
-    if not there[device]:
-        raise EditError(f"device {device} is not available on this machine: leave --device out to take what is there")
-    return device
-
-
-def _precision(base: Checkpoint, place: str) -> str:
-    import torch
-
-    halves = any(info.dtype in ("BF16", "F16") for info in base.tensors.values())
-    return "bfloat16" if place == "cuda" and halves and torch.cuda.is_bf16_supported() else "float32"
-
-
 def _write(
-    trained: "dict[str, torch.Tensor]", layout: Checkpoint, writer: CheckpointWriter, record: dict[str, Any]
-) -> float:
-    """Write the trained tensors over those of `layout`; returns the share of their elements that is now different."""
+    trained: "dict[str, torch.Tensor]",
+    layout: Checkpoint,
+    mask: Mask | None,
+    writer: CheckpointWriter,
+    record: dict[str, Any],
+) -> tuple[int, int]:
+    """Write the trained tensors over those of `layout`; returns how many elements were trained, and are now different."""
     import torch
+
+    from editkit.training.masking import refuse_moved, selection
 
     total = changed = 0
     with writer:
@@ -230,17 +236,22 @@ def _write(
             if name not in trained or not info.numel:
                 writer.copy(name)
                 continue
-            before = layout[name]
-            after = trained[name].detach().cpu().to(before.dtype).contiguous()
+            before, values = layout[name], trained[name].detach().cpu()
+            after = values.to(before.dtype)
+            if mask is not None:
+                chosen = selection(mask, info)
+                refuse_moved(name, before.to(values.dtype), values, chosen)
+                after = torch.where(chosen, after, before)  # F64 has bits that training does not hold
             if not after.isfinite().all() and before.isfinite().all():
                 raise EditError(
                     f"the training ended with values in {name} that {info.dtype} cannot hold: lower the learning rate"
                 )
-            total, changed = total + info.numel, changed + int((before != after).sum())
+            total += info.numel if mask is None else mask.selected(info)
+            changed += int((before != after).sum())
             writer.write(name, 0, after.reshape(-1).view(torch.uint8).numpy())
         if not changed:
             raise NothingChanged(
                 "the training changed no weight after rounding: give more steps or a higher learning rate"
             )
         provenance.save(record, writer.folder)
-    return changed / total
+    return total, changed

@@ -70,12 +70,30 @@ def file_tensors(model: Any, base: Checkpoint) -> "dict[str, torch.Tensor]":
     files do not name is left out, since the embedding carries it. Tensors of the files that the model does not have are
     not in the result. Raises EditError that lists every weight which cannot be joined to the files.
     """
+    return _joined(model, base, model.state_dict())
+
+
+def file_parts(model: Any, base: Checkpoint, name: str, tensor: "torch.Tensor") -> "dict[str, torch.Tensor]":
+    """What belongs to one parameter, such as its gradient, under the names and in the shapes of the files.
+
+    >>> file_parts(model, base, "model.norm.weight", gradient)  # doctest: +SKIP
+    {'model.norm.weight': tensor([...])}
+
+    name: as in `model.named_parameters()`. tensor: of the parameter's shape. Fused experts come as one tensor for each, a
+    tied weight under every name that the files have for it. Raises EditError as `file_tensors` does.
+    """
+    parameter = model.get_parameter(name)
+    names = [other for other, one in model.named_parameters(remove_duplicate=False) if one is parameter]
+    return _joined(model, base, dict.fromkeys(names, tensor))
+
+
+def _joined(model: Any, base: Checkpoint, state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     from transformers.core_model_loading import revert_weight_conversion
 
     prefix = f"{model.base_model_prefix}."  # which the files of a bare model, such as GPT-2, do not have
     state = {
         name if name in base.tensors else name.removeprefix(prefix): tensor
-        for name, tensor in revert_weight_conversion(model, model.state_dict()).items()
+        for name, tensor in revert_weight_conversion(model, state).items()
     }
     joined = {name: tensor for name, tensor in state.items() if name in base.tensors}
     carried = {tensor.data_ptr() for tensor in joined.values()}

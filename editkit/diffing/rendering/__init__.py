@@ -27,7 +27,7 @@ def render(report: Mapping[str, Any], format: str = "table", by: str = "layer", 
     """
     if format not in FORMATS:
         raise EditError(f"unknown format {format!r}: choose table, json, csv, md or html")
-    report = _plain(report)
+    report = plain(report)
     if format == "json":
         return to_json(report)
     if format == "html":
@@ -67,7 +67,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     from editkit.diffing.rendering.picture import to_png
 
     check_folder(folder)
-    report = _plain(report)
+    report = plain(report)
     output = folder.expanduser().resolve()
     texts = {"report.json": to_json(report), "report.html": to_html(report)}
     files = {**{name: text.encode() for name, text in texts.items()}, "layers.png": to_png(report)}
@@ -92,16 +92,16 @@ def to_json(report: Mapping[str, Any]) -> str:
             return "[\n  " + ",\n  ".join(json.dumps(row, allow_nan=False) for row in item) + "]"
         return json.dumps(item, allow_nan=False)
 
-    items = (f"{json.dumps(key)}: {value(item)}" for key, item in _plain(report).items())
+    items = (f"{json.dumps(key)}: {value(item)}" for key, item in plain(report).items())
     return "{" + ",\n ".join(items) + "}\n"
 
 
-def _plain(item: Any) -> Any:
+def plain(item: Any) -> Any:
     """Only what JSON knows: NaN and infinities become null, numpy scalars and tuples their plain counterparts."""
     if isinstance(item, Mapping):
-        return {str(key): _plain(value) for key, value in item.items()}
+        return {str(key): plain(value) for key, value in item.items()}
     if isinstance(item, list | tuple):
-        return [_plain(value) for value in item]
+        return [plain(value) for value in item]
     if hasattr(item, "tolist"):
-        return _plain(item.tolist())
+        return plain(item.tolist())
     return None if isinstance(item, float) and not math.isfinite(item) else item

@@ -1,11 +1,12 @@
 """Geometry of the page's charts: plain numbers and texts, in pixels, for the template to write as SVG."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from editkit.diffing.measures import MEASURES, UNDEFINED, count, crossed, number, share
-from editkit.diffing.rendering.heatmap import MAXIMA, SHOWN, Heatmap, Scale, measured, scales
+from editkit.diffing.rendering.heatmap import MAXIMA, SHOWN, Heatmap, Row, Scale, measured, scales
 from editkit.errors import printable
 
 PALETTE = tuple(
@@ -36,8 +37,11 @@ def panel(maps: Sequence[Heatmap]) -> dict[str, Any]:
     """Heatmaps that share one colour scale per measure, and the legends of these scales."""
     shared = scales(maps)
     return {
-        "maps": [_map(map_, shared) for map_ in maps],
-        "legends": [_legend(measure, scale) for measure, scale in shared.items()],
+        "maps": [drawing(map_, lambda row: _cell(row, shared)) for map_ in maps],
+        "legends": [
+            legend(LETTERS[measure], LABELS[measure], UNITS[measure], scale, partial(write, measure))
+            for measure, scale in shared.items()
+        ],
     }
 
 
@@ -48,20 +52,26 @@ def write(measure: str, value: float | None) -> str:
     return MEASURES[measure].write(value)
 
 
-def _map(map_: Heatmap, shared: Mapping[str, Scale]) -> dict[str, Any]:
+def drawing(map_: Heatmap, paint: Callable[[Row], tuple[str, Sequence[str]]]) -> dict[str, Any]:
+    """A heatmap in pixels. `paint` gives the classes of a cell and the lines of its tooltip."""
+
+    def cell(row: Row | None, title: str, x: int, y: int) -> dict[str, Any]:
+        kind, lines = ("missing", ["no such tensor"]) if row is None else paint(row)
+        return {"x": x, "y": y, "kind": kind, "tip": "\n".join([printable(title), *lines])}
+
     step = min(_WIDEST, max(7, _WIDTH // len(map_.columns)))
     tall = _ROW if len(map_.rows) <= _MANY_ROWS else _ROW // 2
     named = 1 if tall == _ROW else 4
     head = tall + _GAP if map_.totals else 0
     cells = [
-        _cell(row, shared, f"{map_.title}.{column}, all of the layer", x * step, 0, step)
+        cell(row, f"{map_.title}.{column}, all of the layer", x * step, 0)
         for x, column in enumerate(map_.columns)
         if (row := map_.totals.get(column))
     ]
     for y, part in enumerate(map_.rows):
         for x, column in enumerate(map_.columns):
-            title = f"{map_.title}.{column}, {part}"
-            cells.append(_cell(map_.cells.get((part, column)), shared, title, x * step, head + y * tall, step))
+            found = map_.cells.get((part, column))
+            cells.append(cell(found, f"{map_.title}.{column}, {part}", x * step, head + y * tall))
     labels = [{"y": tall / 2 + 4, "text": "all of the layer", "full": ""}] if map_.totals else []
     for y, part in enumerate(map_.rows):
         if y % named:
@@ -86,40 +96,30 @@ def _map(map_: Heatmap, shared: Mapping[str, Scale]) -> dict[str, Any]:
     }
 
 
-def _cell(
-    row: Mapping[str, Any] | None, shared: Mapping[str, Scale], title: str, x: int, y: int, step: int
-) -> dict[str, Any]:
-    place = {"x": x, "y": y}
-    title = printable(title)
-    if row is None:
-        return {**place, "kind": "missing", "tip": f"{title}\nno such tensor"}
+def _cell(row: Row, shared: Mapping[str, Scale]) -> tuple[str, list[str]]:
     several = row.get("tensors", 1) > 1
     joined = f"{row['tensors']:,} tensors, " if several else ""
     if not row["changed"]:
-        return {**place, "kind": "same", "tip": f"{title}\n{joined}{count(row['numel'])} elements, unchanged"}
-    classes, lines = [], []
+        return "same", [f"{joined}{count(row['numel'])} elements, unchanged"]
+    classes, lines = [], [f"{joined}{count(row['numel'])} elements, {count(row['changed'])} changed"]
     for measure, scale in shared.items():
         value = measured(row, measure)
         of_which = " (largest of them)" if several and "layer" not in row and measure in MAXIMA else ""
         lines.append(f"{LABELS[measure]}: {write(measure, value)}{of_which}")
-        classes.append(f"{LETTERS[measure]}{'n' if value is None else round(scale.position(value) * (STEPS - 1))}")
-    lines.append(f"survive 8 bit: {write('crossed_int4', crossed(row, 8))}")
-    return {
-        **place,
-        "kind": " ".join(classes),
-        "tip": "\n".join([title, f"{joined}{count(row['numel'])} elements, {count(row['changed'])} changed", *lines]),
-    }
+        classes.append(shade(LETTERS[measure], scale, value))
+    return " ".join(classes), [*lines, f"survive 8 bit: {write('crossed_int4', crossed(row, 8))}"]
 
 
-def _legend(measure: str, scale: Scale) -> dict[str, Any]:
+def shade(letter: str, scale: Scale, value: float | None) -> str:
+    """The class that colours a cell while the measure of `letter` is shown; of its own where the value is undefined."""
+    return f"{letter}{'n' if value is None else round(scale.position(value) * (STEPS - 1))}"
+
+
+def legend(letter: str, label: str, unit: str, scale: Scale, write: Callable[[float | None], str]) -> dict[str, Any]:
+    """What a colour scale needs to be read: its measure and the values at its ends."""
     ends = [0.0, 0.5, 1.0] if scale.high > scale.low else [1.0]
-    return {
-        "letter": LETTERS[measure],
-        "label": LABELS[measure],
-        "unit": UNITS[measure],
-        "ticks": [write(measure, scale.value(position)) for position in ends],
-        "log": scale.log,
-    }
+    ticks = [write(scale.value(position)) for position in ends]
+    return {"letter": letter, "label": label, "unit": unit, "ticks": ticks, "log": scale.log}
 
 
 def histogram(data: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -131,14 +131,14 @@ def histogram(data: Mapping[str, Any]) -> dict[str, Any] | None:
     first, last, total = filled[0], filled[-1], sum(counts)
     width, height, left = 520, 170, 52
     step = (width - left) / max(last - first + 1, 8)
-    ticks = _nice(max(counts) / total)
+    ticks = nice(max(counts) / total)
     top = ticks[-1]
     bars = [
         {
             "x": round(left + (index - first) * step, 2),
             "y": round(height * (1 - counts[index] / total / top), 2),
             "height": round(height * counts[index] / total / top, 2),
-            "tip": f"{_power(edges[index])} to {_power(edges[index + 1])} "
+            "tip": f"{power(edges[index])} to {power(edges[index + 1])} "
             f"({number(2.0 ** edges[index])} to {number(2.0 ** edges[index + 1])})\n"
             f"{count(counts[index])} elements, {share(counts[index] / total)} of the changed ones",
         }
@@ -152,7 +152,7 @@ def histogram(data: Mapping[str, Any]) -> dict[str, Any] | None:
         "height": height,
         "left": left,
         "x": [
-            {"x": round(left + (index - first) * step, 2), "text": _power(edges[index])}
+            {"x": round(left + (index - first) * step, 2), "text": power(edges[index])}
             for index in range(first, last + 2)
             if edges[index] % every == 0
         ],
@@ -193,14 +193,15 @@ def edit_bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _power(exponent: int) -> str:
+def power(exponent: int) -> str:
+    """Two to the `exponent`, as text."""
     return f"2{str(exponent).translate(_SUPERSCRIPT)}"
 
 
-def _nice(highest: float) -> list[float]:
+def nice(highest: float) -> list[float]:
     """Round tick values from 0 to just above `highest`.
 
-    >>> _nice(0.17)
+    >>> nice(0.17)
     [0.0, 0.05, 0.1, 0.15, 0.2]
     """
     magnitude = 10.0 ** math.floor(math.log10(highest / 4))

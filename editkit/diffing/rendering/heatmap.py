@@ -7,12 +7,13 @@
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from editkit.diffing.measures import crossed
 
 Row = Mapping[str, Any]
+Join = Callable[[Sequence[Row]], Row]
 
 SHOWN = ("rel_l2", "changed_fraction", "crossed_int4", "max_abs")
 """The measures that colour a heatmap; crossed_int4 as a share of the changed elements."""
@@ -77,39 +78,6 @@ def scales(maps: Iterable[Heatmap]) -> dict[str, Scale]:
     return {measure: Scale.of(values) for measure, values in known.items()}
 
 
-def layer_maps(report: Mapping[str, Any]) -> list[Heatmap]:
-    """A heatmap of modules x layers for every stack of layers. A cell with several tensors (experts) joins them."""
-    totals = {(row["stack"], row["layer"]): row for row in report.get("layers", ())}
-    stacks: dict[str, dict[tuple[Hashable, int], list[Row]]] = {}
-    for row in report["tensors"]:
-        if row["layer"] is not None:
-            stacks.setdefault(row["stack"], {}).setdefault((row["module"], row["layer"]), []).append(row)
-    return [
-        _heatmap(stack, groups, {layer: totals[stack, layer] for _, layer in groups if (stack, layer) in totals})
-        for stack, groups in stacks.items()
-    ]
-
-
-def part_maps(report: Mapping[str, Any]) -> list[Heatmap]:
-    """Heatmaps of heads x layers and experts x layers, one for every module that has such parts."""
-    groups: dict[str, dict[tuple[Hashable, int], list[Row]]] = {}
-    for row in report["tensors"]:
-        if row["layer"] is None:
-            continue
-        parts = [(kind, part[kind], part) for kind in ("head", "expert") for part in row.get(f"{kind}s") or ()]
-        if row.get("expert") is not None:
-            parts.append(("expert", row["expert"], row))
-        for kind, index, part in parts:
-            title = f"{row['stack']}: {row['module']} by {kind}"
-            groups.setdefault(title, {}).setdefault((index, row["layer"]), []).append(part)
-    return [_heatmap(title, dict(sorted(cells.items())), {}) for title, cells in groups.items()]
-
-
-def outside(report: Mapping[str, Any]) -> list[Row]:
-    """The tensors outside every stack of layers."""
-    return [row for row in report["tensors"] if row["layer"] is None]
-
-
 def join(rows: Sequence[Row]) -> Row:
     """Several tensors as one cell: counts add up, relative and largest changes are those of the largest tensor.
 
@@ -123,7 +91,40 @@ def join(rows: Sequence[Row]) -> Row:
     return joined
 
 
-def _heatmap(title: str, groups: dict[tuple[Hashable, int], list[Row]], totals: dict[int, Row]) -> Heatmap:
+def layer_maps(report: Mapping[str, Any], join: Join = join) -> list[Heatmap]:
+    """A heatmap of modules x layers for every stack of layers. A cell with several tensors (experts) joins them."""
+    totals = {(row["stack"], row["layer"]): row for row in report.get("layers", ())}
+    stacks: dict[str, dict[tuple[Hashable, int], list[Row]]] = {}
+    for row in report["tensors"]:
+        if row["layer"] is not None:
+            stacks.setdefault(row["stack"], {}).setdefault((row["module"], row["layer"]), []).append(row)
+    return [
+        _heatmap(stack, groups, {layer: totals[stack, layer] for _, layer in groups if (stack, layer) in totals}, join)
+        for stack, groups in stacks.items()
+    ]
+
+
+def part_maps(report: Mapping[str, Any], join: Join = join) -> list[Heatmap]:
+    """Heatmaps of heads x layers and experts x layers, one for every module that has such parts."""
+    groups: dict[str, dict[tuple[Hashable, int], list[Row]]] = {}
+    for row in report["tensors"]:
+        if row["layer"] is None:
+            continue
+        parts = [(kind, part[kind], part) for kind in ("head", "expert") for part in row.get(f"{kind}s") or ()]
+        if row.get("expert") is not None:
+            parts.append(("expert", row["expert"], row))
+        for kind, index, part in parts:
+            title = f"{row['stack']}: {row['module']} by {kind}"
+            groups.setdefault(title, {}).setdefault((index, row["layer"]), []).append(part)
+    return [_heatmap(title, dict(sorted(cells.items())), {}, join) for title, cells in groups.items()]
+
+
+def outside(report: Mapping[str, Any]) -> list[Row]:
+    """The tensors outside every stack of layers."""
+    return [row for row in report["tensors"] if row["layer"] is None]
+
+
+def _heatmap(title: str, groups: dict[tuple[Hashable, int], list[Row]], totals: dict[int, Row], join: Join) -> Heatmap:
     rows = list(dict.fromkeys(row for row, _ in groups))
     columns = sorted({column for _, column in groups})
     return Heatmap(title, rows, columns, {place: join(found) for place, found in groups.items()}, totals)

@@ -7,17 +7,21 @@ policy lets no script run but the one written here, and nothing be fetched.
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from editkit.diffing.measures import MEASURES, UNDEFINED, count, crossed, number, share
 from editkit.diffing.rendering.charts import PALETTE, edit_bars, histogram, panel
-from editkit.diffing.rendering.heatmap import layer_maps, outside, part_maps, scales
-from editkit.diffing.rendering.wording import headline, missed, structure, survival, warnings
+from editkit.diffing.rendering.heatmap import layer_maps, outside, part_maps
+from editkit.diffing.rendering.wording import audit, headline, missed, outside_mask, structure, survival, warnings
 from editkit.errors import printable
 
 Report = Mapping[str, Any]
+Columns = Sequence[tuple[str, str, str]]
+Rows = Sequence[Sequence[Any]]
+
+FOLDER = Path(__file__).parent
 
 NUMBERS = (
     *("numel", "changed", "changed_fraction", "rel_l2", "l2", "max_abs", "mean", "cosine", "sign_flips"),
@@ -29,26 +33,24 @@ TOP, OUTSIDE, PARTS = 12, 24, 30_000  # entries of the lists; cells of heads and
 
 def to_html(report: Report) -> str:
     """The whole page. Works from file://, without a network; light and dark follow the reader's system."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    script = environment.get_template("report.js.j2").render()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     layers, parts = layer_maps(report), part_maps(report)
     if sum(len(map_.cells) for map_ in parts) > PARTS:
         parts = []
     alone = outside(report)
-    page = environment.get_template("report.html.j2").render(
+    columns, rows = _table(report["tensors"])
+    return compose(
+        "report.html.j2",
+        marked="changed",
+        columns=columns,
+        rows=rows,
         base=printable(report["base"]["name"]),
         edited=printable(report["edited"]["name"]),
         files=[(side, report[side].get("sha256") or {}) for side in ("base", "edited")],
         schema=report["schema"],
         headline=headline(report),
         warnings=warnings(report),
+        audit=audit(report),
+        strays=outside_mask(report),
         strip=_strip(report["summary"]),
         edit=_edit(report),
         panel=panel(layers),
@@ -58,14 +60,30 @@ def to_html(report: Report) -> str:
         histogram=histogram(report["histogram"]),
         survival=[(bits, value, share(value)) for bits, value in survival(report)],
         changed=count(report["summary"]["changed"]),
-        top=[row for row in _ranked(report["tensors"]) if row["changed"]][:TOP],
+        top=_ranked([row for row in report["tensors"] if row["changed"]])[:TOP],
         structure=[(text, kind, _structure(report[kind])) for kind, text in structure(report).items()],
         has_changes=bool(report["summary"]["changed"]),
-        palette=PALETTE,
-        scales=scales(layers),
-        script=Markup(script),
-        digest=digest,
-        table=Markup(_table(report["tensors"])),
+    )
+
+
+def compose(template: str, folder: Path = FOLDER, *, marked: str, columns: Columns, rows: Rows, **values: Any) -> str:
+    """A page: `template`, from `folder`, fills the frame of page.html.j2, which ends in a table of `rows`.
+
+    columns: (label, kind, meaning) each. marked: label of the column whose zeros grey a row out and can be hidden.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader([folder, FOLDER]), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    script = environment.get_template("report.js.j2").render(marked=marked)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    table = json.dumps({"columns": columns, "rows": rows}, separators=(",", ":"), allow_nan=False)
+    table = table.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    page = environment.get_template(template).render(
+        palette=PALETTE, script=Markup(script), digest=digest, table=Markup(table), **values
     )
     return page.encode("utf-8", "replace").decode("utf-8")
 
@@ -129,11 +147,9 @@ def _ranked(rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "name": printable(row["name"]),
-            "changed": row["changed"],
             "bar": round(100 * (row.get("rel_l2") or 0) / largest, 2) if largest else 0,
-            "rel_l2": MEASURES["rel_l2"].write(row.get("rel_l2")),
-            "share": MEASURES["changed_fraction"].write(row["changed_fraction"]),
-            "numel": count(row["numel"]),
+            "value": MEASURES["rel_l2"].write(row.get("rel_l2")),
+            "note": f"{share(row['changed_fraction']) if row['changed'] else '0 %'} of {count(row['numel'])} elements",
         }
         for row in rows
     ]
@@ -153,8 +169,8 @@ def _structure(items: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(printable(item["name"]), what(item)) for item in items]
 
 
-def _table(rows: list[Mapping[str, Any]]) -> str:
-    """Columns and rows of the full table as JSON that is safe inside a script element."""
+def _table(rows: list[Mapping[str, Any]]) -> tuple[Columns, Rows]:
+    """Columns and rows of the full table."""
     columns = [
         ("tensor", "text", ""),
         ("dtype", "text", "storage format of the base"),
@@ -179,8 +195,7 @@ def _table(rows: list[Mapping[str, Any]]) -> str:
             found = row.get("spectral") or {}
             line += [found.get("norm"), found.get("stable_rank"), (found.get("energy") or {}).get("4")]
         lines.append(line)
-    text = json.dumps({"columns": columns, "rows": lines}, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return columns, lines
 
 
 def _short(value: Any) -> Any:

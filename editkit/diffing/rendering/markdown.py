@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from editkit.diffing.rendering.rows import HEADER, LEGEND, cells, changed_only, group, label
-from editkit.diffing.rendering.wording import headline, structure, survival_text, warnings
+from editkit.diffing.rendering.wording import audit, headline, outside_mask, structure, survival_text, warnings
 from editkit.errors import printable
 
 
@@ -14,6 +14,8 @@ def to_markdown(report: Mapping[str, Any], by: str) -> str:
     rows, unchanged = changed_only(group(report, by))
     lines = [f"### {_code(report['base']['name'])} → {_code(report['edited']['name'])}", "", headline(report), ""]
     lines += [f"> **Warning.** {_escape(text)}\n" for text in warnings(report)]
+    if text := audit(report):
+        lines += [_escape(text), "", *(f"- {_code(name)}: {what}" for name, what in outside_mask(report)), ""]
     if rows:
         lines += ["| " + " | ".join((by, *HEADER)) + " |", "| --- |" + " ---: |" * len(HEADER)]
         lines += ["| " + " | ".join((_code(label(row, by)), *cells(row))) + " |" for row in rows]

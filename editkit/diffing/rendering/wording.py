@@ -43,6 +43,36 @@ def structure(report: Report) -> dict[str, str]:
     return {kind: f"{n:,} {plural('tensor', n)} {'was' if n == 1 else 'were'} {kind}" for kind, n in kinds.items() if n}
 
 
+def audit(report: Report) -> str:
+    """What changed outside and inside of the mask, with every count in full; "" where there was no mask."""
+    mask = report.get("mask")
+    if mask is None:
+        return ""
+    tensors = sum(bool(item["changed"]) for item in mask["outside"])
+    rest, touched = report["summary"]["numel"] - mask["selected"], mask["changed_outside"]
+    where = f", in {tensors:,} {plural('tensor', tensors)}" if tensors else ""
+    others = [*structure(report).values()]
+    if differing := len(report.get("settings", ())):
+        others.append(f"{differing} {plural('setting', differing)} of the adapters changed")
+    beyond = "".join([where, *(f"; {text}" for text in others)])
+    return (
+        f"Outside the mask {mask['name']}: {touched:,} of {rest:,} elements changed{beyond}. "
+        f"Inside: {mask['changed_inside']:,} of {mask['selected']:,}."
+    )
+
+
+def outside_mask(report: Report) -> list[tuple[str, str]]:
+    """(name, what happened) of all that changed outside of the mask."""
+    return [(printable(item["name"]), _strayed(item)) for item in (report.get("mask") or {}).get("outside", ())]
+
+
+def _strayed(item: Mapping[str, Any]) -> str:
+    said = [] if item["kind"] == "changed" else [item["kind"]]
+    if n := item["changed"]:
+        said.append(f"{n:,} {plural('element', n)} changed, the first is number {item['first_index']:,}")
+    return ", ".join(said)
+
+
 def survival(report: Report) -> list[tuple[int, float]]:
     """(bits, share of the changed elements that land on another code when quantized), where known."""
     shares = ((bits, crossed(report["summary"], bits)) for bits in (8, 4))

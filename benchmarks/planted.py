@@ -1,0 +1,218 @@
+"""Planted knowledge: does a localization find the four matrices that were taught the forget set?
+
+    python benchmarks/planted.py WORKDIR [--shared ../shared] [--plantings 5] [--examples 100] [--output planted.json]
+
+A ground truth, made from tofu-tiny/retain, which never saw the forget set. Four of its 42 layer matrices, drawn by seed, are
+fine-tuned on the forget set while all else stands still; then all else is fine-tuned on background and retain text, at the
+same learning rate for as many steps, while the four stand still: every weight has moved, so that the size of a change gives
+nothing away. Every method then names four of the 42, so that recall and precision are the same: right ones of four.
+
+Plantings and localizations stay in WORKDIR (100 MB a planting) and are not made again.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+PLANTED, MATRICES = 4, "model.layers.*_proj.weight"
+TRAINING: dict[str, Any] = {"steps": 200, "lr": 2e-3, "batch_size": 8}
+PROBING: dict[str, Any] = {"steps": 20, "lr": 3e-4, "batch_size": 16}  # the short runs of the methods without a base
+BLIND, ONE_SET = ("magnitude", "random"), ("salun", "snip")  # what looks at no examples, and at no retain set
+
+
+class Row(NamedTuple):
+    """A row of the table. base: what `path` starts from, or the magnitude of the change is taken to."""
+
+    name: str
+    method: str
+    base: str | None = None
+
+
+ROWS = (
+    Row("path from the retain model", "path", "retain"),
+    Row("path from a shortly unlearned copy (no base)", "path", "unlearned"),
+    Row("path from a copy with shuffled answers (no base)", "path", "shuffled"),
+    Row("magnitude of the change, abs(tau)", "magnitude", "retain"),
+    Row("magnitude", "magnitude"),
+    *(Row(method, method) for method in ("memflex", "salun", "wagle", "fisher", "snip", "random")),
+)
+
+
+class Planting:
+    """One planting in a folder of its own. planted: the names of its four matrices."""
+
+    def __init__(self, seed: int, folder: Path, shared: Path, examples: int) -> None:
+        from editkit import open_checkpoint
+
+        self.seed, self.folder, self.examples = seed, folder / f"planting-{seed}", examples
+        self.start, data = shared / "models" / "tofu-tiny" / "retain", shared / "data" / "tofu"
+        self.forget, self.retain, self.background = (
+            data / f"{name}.jsonl" for name in ("forget", "retain", "background")
+        )
+        self.model = self.folder / "model"
+        with open_checkpoint(self.start) as start:
+            self.tensors = list(start.tensors)
+        self.matrices = [name for name in self.tensors if name.endswith("_proj.weight")]
+        self.planted = sorted(random.Random(seed).sample(self.matrices, PLANTED))
+
+    def make(self) -> None:
+        """Teach the four the forget set, then all else what the model knew before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        others = [name for name in self.tensors if name not in self.planted]
+        known = rows_of(self.background) + rows_of(self.retain)
+        self.tune(self.start, self.forget, "taught", mask=write_mask(self.folder / "four.safetensors", self.planted))
+        self.tune("taught", known, "model", mask=write_mask(self.folder / "others.safetensors", others))
+
+    def tune(self, model: Path | str, data: Path | list[dict[str, str]], output: str, **settings: Any) -> Path:
+        """Fine-tune unless it was done before; `model` and `output` may be names within the planting's folder."""
+        from editkit import finetune
+
+        if not (self.folder / output).exists():
+            if isinstance(data, list):
+                rows, data = data, self.folder / f"{output}.jsonl"
+                data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            finetune(self.folder / model, data, self.folder / output, **{**TRAINING, "seed": self.seed, **settings})
+        return self.folder / output
+
+    def base(self, name: str) -> Path:
+        """What a path starts from. "retain" is the truth; the others are made of the planted model alone."""
+        from editkit import negate
+
+        if name == "retain":
+            return self.start
+        if name == "unlearned":  # the model, minus what a short run on the forget set adds to it
+            more = self.tune("model", self.forget, "more", **PROBING)
+            if not (self.folder / name).exists():
+                negate(self.model, more, self.folder / name, alpha=1.0, report=False)
+            return self.folder / name
+        rows = rows_of(self.forget)  # every question with the answer of another one, among the true retain answers
+        answers = [row["answer"] for row in rows]
+        random.Random(self.seed).shuffle(answers)
+        wrong = [{**row, "answer": answer} for row, answer in zip(rows, answers, strict=True)]
+        return self.tune("model", wrong + rows_of(self.retain)[: len(wrong)], name, **PROBING)
+
+    def localize(self, row: Row) -> dict[str, Any]:
+        """The report of a localization at tensor granularity, made unless it was before."""
+        from editkit import localize
+
+        place = self.folder / "-".join(["loc", row.method, *filter(None, [row.base])])
+        if not place.exists():
+            asked: dict[str, Any] = {"base": self.base(row.base) if row.base else None}
+            if row.method not in BLIND:
+                asked |= {"forget": self.forget, "batch_size": 16, "max_examples": self.examples}
+                asked |= {} if row.method in ONE_SET else {"retain": self.retain}
+            if (
+                row.method != "path"
+            ):  # whose attributions add up over all tensors: there is no check of them with `only`
+                asked["only"] = [MATRICES]
+            localize(
+                self.model, place, method=row.method, granularity="tensor", budget=PLANTED, seed=self.seed, **asked
+            )
+        return json.loads((place / "localization.json").read_text())
+
+    def ranking(self, report: dict[str, Any]) -> list[str]:
+        """The 42 matrices, the highest score first."""
+        scores = {one["name"]: one["score_mean"] for one in report["tensors"] if one["name"] in self.matrices}
+        return sorted(scores, key=lambda name: (-scores[name], name))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    rows = map(json.loads, path.read_text("utf-8").splitlines())
+    return [{key: row[key] for key in ("question", "answer")} for row in rows]
+
+
+def write_mask(path: Path, names: Iterable[str]) -> Path:
+    """A mask of whole tensors."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file(dict.fromkeys(names, np.ones(1, np.bool_)), path)
+    return path
+
+
+def moved(planting: Planting) -> float:
+    """Root mean square change of the planted matrices, over that of the other 38."""
+    from editkit import diff
+
+    rows = {row["name"]: row for row in diff(planting.start, planting.model, only=MATRICES)["tensors"]}
+    means = []
+    for names in (set(planting.planted), rows.keys() - planting.planted):
+        means.append((sum(rows[n]["l2"] ** 2 for n in names) / sum(rows[n]["numel"] for n in names)) ** 0.5)
+    return means[0] / means[1]
+
+
+def examine(planting: Planting, say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything that the tables show of one planting."""
+    say(f"planting {planting.seed}: {', '.join(planting.planted)}")
+    planting.make()
+    hits, places = {}, {}
+    for row in ROWS:
+        report = planting.localize(row)
+        order = planting.ranking(report)
+        hits[row.name] = len(set(order[:PLANTED]) & set(planting.planted))
+        places[row.name] = sorted(order.index(name) + 1 for name in planting.planted)
+        if row == ROWS[0]:
+            path, best = report["path"], sorted(report["tensors"], key=lambda one: -one["score_mean"])
+        say(f"  {row.name}: {hits[row.name]} of {PLANTED}, at the places {places[row.name]}")
+    outside = [one["name"] for one in best[:PLANTED] if one["name"] not in planting.planted]
+    return {
+        "seed": planting.seed, "planted": planting.planted, "moved": moved(planting), "path": path, "hits": hits,
+        "places": places, "best_of_all_tensors_not_planted": outside,
+    }  # fmt: skip
+
+
+def tables(found: list[dict[str, Any]], examples: int) -> str:
+    """Both tables, in Markdown."""
+    lines = [
+        f"n = {len(found)} plantings of {PLANTED} of 42 matrices; localized with the first {examples} examples of each set.",
+        "",
+        "| planting | moved, planted / others | forget loss, drop since the retain model, nats per token | attributed | error | points |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        path, forget = one["path"], one["path"]["forget"]
+        lines.append(
+            f"| {one['seed']} | {one['moved']:.2f} | {forget['drop']:.3f} | {forget['attributed']:.3f} | "
+            f"{forget['error']:.2%} | {path['points']} |"
+        )
+    numbers = " | ".join(str(one["seed"]) for one in found)
+    lines += ["", f"| right ones of {PLANTED}, planting | {numbers} | recall = precision: mean (min to max) |"]
+    lines.append("|---|" + "---|" * (len(found) + 1))
+    for row in ROWS:
+        hits = [one["hits"][row.name] for one in found]
+        shares = [hit / PLANTED for hit in hits]
+        spread = f"{fmean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+        lines.append(f"| {row.name} | {' | '.join(map(str, hits))} | {spread} |")
+    lines.append(f"| by chance | {'| ' * len(found)}| {PLANTED / 42:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
+    parser.add_argument("--plantings", type=int, default=5)
+    parser.add_argument("--examples", type=int, default=100, help="of each set, for the localizations")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON here")
+    options = parser.parse_args()
+    if not (options.shared / "models" / "tofu-tiny").exists():
+        sys.exit(
+            f"{options.shared} has no models/tofu-tiny: this benchmark needs the testbed, give its folder as --shared"
+        )
+    plantings = [
+        Planting(seed, options.workdir.resolve(), options.shared, options.examples) for seed in range(options.plantings)
+    ]
+    found = [examine(one, lambda text: print(text, file=sys.stderr, flush=True)) for one in plantings]
+    print(tables(found, options.examples))
+    if options.output:
+        settings = {"training": TRAINING, "probing": PROBING, "examples": options.examples}
+        options.output.write_text(json.dumps({**settings, "plantings": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The long part of a localization: gradients of all examples, in a folder from which a run that was killed goes on."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from editkit.checkpoint import disk
+from editkit.checkpoint.blocks import Progress
+from editkit.checkpoint.reader import Checkpoint
+from editkit.errors import EditError, listed
+from editkit.localization.accumulators import STATE, Accumulators, choose_place
+from editkit.localization.evidence import GradientMeans
+from editkit.localization.gradients import HALF, Gradients, Labelling, Set, batches
+from editkit.localization.labels import parse_labels
+from editkit.localization.settings import Settings
+from editkit.localization.subject import Subject
+from editkit.localization.walk import FIRST, MOST, Walk, completeness, midpoints
+
+
+@contextmanager
+def unfinished(output: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Path]:
+    """The folder `.NAME.unfinished` beside `output`, which stays where the run is interrupted, and only there.
+
+    Raises EditError where there is one already and `resume` is False, or where it was begun with other settings.
+    """
+    folder = output.parent / f".{output.name}.unfinished"
+    made: list[Path] = []
+    with disk.writing(str(output)):
+        disk.make_parents(output, made)
+        folder.mkdir(exist_ok=True)
+    try:
+        guard = disk.lock(folder, needed=True)
+    except OSError as error:
+        raise EditError(f"{output} is being made by another run: wait for it, or give another output") from error
+    try:
+        _check_begun(folder, output, settings, resume)
+        (folder / "settings.json").write_text(json.dumps(settings))
+        try:
+            yield folder
+        except EditError:
+            (folder / STATE).unlink(missing_ok=True)
+            raise
+        (folder / STATE).unlink(missing_ok=True)
+    finally:
+        if not (folder / STATE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(guard)
+        disk.remove_made(made)
+
+
+def _check_begun(folder: Path, output: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    if not (folder / STATE).exists():
+        return
+    if not resume:
+        raise EditError(f"{output} was begun and not finished: go on with --resume, or remove {folder.name} beside it")
+    begun = json.loads((folder / "settings.json").read_text())
+    if other := [key for key in {**begun, **settings} if begun.get(key) != settings.get(key)]:
+        raise EditError(
+            f"{output} was begun with other settings ({listed(sorted(other))}): give the same ones, or remove {folder.name} beside it"
+        )
+
+
+def gather(
+    subject: Subject,
+    sets: Sequence[Set],
+    settings: Settings,
+    folder: Path,
+    *,
+    base: Checkpoint | None,
+    offload: str,
+    vocabulary: int,
+    halves: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> tuple[GradientMeans, dict[str, Any] | None]:
+    """Mean gradients of all sets, and for a path whether its attributions add up (see `completeness`).
+
+    On a path, points are added until they do, or there are MOST of them. halves: keeps the sums of HALF as well.
+    """
+    assert settings.accumulate is not None
+    labels = [one.label for one in sets] + [HALF] * halves
+    device = next(iter(subject.parameters.values())).device.type
+    size = sum(parameter.numel() for parameter in subject.parameters.values())
+    sums = Accumulators(subject.parameters, labels, choose_place(offload, size, len(labels), device), folder)
+    walk = Walk(subject, base) if base is not None and settings.kind.additive else None
+    labelling = Labelling(parse_labels(settings.labels), vocabulary, settings.seed, settings.draws)
+    run = Gradients(subject.net, subject.parameters, sums, settings.accumulate, labelling, walk.move if walk else None)
+    ends = walk.ends(lambda one: run.losses(one, settings.batch_size), sets) if walk else []
+    state = sums.load()
+    for one in sets:
+        one.losses.update({int(index): loss for index, loss in state.get("losses", {}).get(one.label, ())})
+    points, done = state.get("points", FIRST if walk else 1), state.get("done", 0)
+    while True:
+        places = midpoints(points, new=points > FIRST) if walk else [None]
+        items = [item for place in places for item in batches(sets, settings.batch_size, settings.draws, place)]
+        run.run(items, done, {"points": points}, progress)
+        times = settings.draws * points
+        counts = {one.label: len(one.rows) * times for one in sets}
+        if halves:
+            counts[HALF] = -(-len(sets[0].rows) // 2) * times
+        means = GradientMeans(subject, sums.sums, counts)
+        if walk is None or base is None:
+            return means, None
+        path = completeness(means, subject, base, settings.kind, points, ends, threads)
+        if path["complete"] is not False or points >= MOST:
+            for one in sets:
+                one.losses = dict(enumerate(ends[1][one.label]))
+            return means, path
+        points, done = 3 * points, 0

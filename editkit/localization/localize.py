@@ -1,0 +1,236 @@
+"""`localize`: find the parameters that hold given knowledge, within a budget, and write them down as a mask."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from editkit import __version__
+from editkit.checkpoint import disk
+from editkit.checkpoint.blocks import Progress
+from editkit.checkpoint.header import TensorInfo
+from editkit.checkpoint.provenance import public_name
+from editkit.checkpoint.reader import Checkpoint, open_checkpoint
+from editkit.diffing.rendering import check_folder, to_json
+from editkit.errors import EditError
+from editkit.localization.evidence import Evidence
+from editkit.localization.examples import described, encoded, fingerprint, overlap, read_sets
+from editkit.localization.gathering import gather, unfinished
+from editkit.localization.gradients import Set
+from editkit.localization.outcome import REPORT, Outcome
+from editkit.localization.rendering import write_pictures
+from editkit.localization.report import SCHEMA
+from editkit.localization.settings import Settings, resolve
+from editkit.localization.subject import considered, load, split
+from editkit.masks.units import Units, units_of
+from editkit.names import CONFIG
+from editkit.training.data import Examples
+from editkit.training.devices import place_of, precision
+from editkit.vectors.vector import refuse_quantized
+
+Source = str | os.PathLike[str]
+Stage = Callable[[str], AbstractContextManager[Progress | None]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The opened checkpoints. layout: whose tensors are localized, the model or the adapter on it."""
+
+    model: Checkpoint
+    adapter: str | None
+    layout: Checkpoint
+    base: Checkpoint | None
+
+    def described(self) -> dict[str, Any]:
+        """Names and hashes, as in localization.json."""
+
+        def one(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+            return {"name": public_name(checkpoint), "sha256": checkpoint.sha256()} if checkpoint else None
+
+        model = {**(one(self.model) or {}), "config": _heads(self.model.config or {})}
+        return {"model": model, "adapter": one(self.layout if self.adapter else None), "base": one(self.base)}
+
+
+def _heads(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of attention heads, which `compare` needs to read a mask of heads; no paths of this machine."""
+    said = {key: config[key] for key in CONFIG if key in config}
+    return said | {
+        key: _heads(value) for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)
+    }
+
+
+def localize(
+    model: Source,
+    output: Source,
+    *,
+    forget: Source | None = None,
+    retain: Source | None = None,
+    base: Source | None = None,
+    method: str = "memflex",
+    granularity: str | None = None,
+    budget: str | int | None = None,
+    per_layer_budget: bool = False,
+    only: Sequence[str] = (),
+    mu: float | None = None,
+    sigma: float | None = None,
+    accumulate: str | None = None,
+    labels: str | None = None,
+    draws: int | None = None,
+    batch_size: int = 8,
+    max_examples: int | None = None,
+    max_length: int | None = None,
+    prompt_template: str | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    offload: str = "auto",
+    seed: int = 0,
+    control: bool = False,
+    resume: bool = False,
+    threads: int | None = None,
+    stage: Stage = lambda name: nullcontext(),
+) -> dict[str, Any]:
+    """Score the parameters of `model`, select the best within a budget, and write the folder `output`.
+
+    >>> report = localize("model", "loc", forget="forget.jsonl", retain="retain.jsonl", budget="5%")  # doctest: +SKIP
+    >>> report["summary"]["selected"], report["modules"][0]["selected_fraction"]  # doctest: +SKIP
+    (325000, 0.081)
+
+    model: a folder or Hub id, or MODEL+ADAPTER to localize the factors of a LoRA adapter. forget, retain: example files, see
+    `training/data.py`. base: the checkpoint that the model was tuned from ("path", "magnitude"). method: see
+    `localization/methods`. granularity: "tensor", "row", "head" or "element" (default; "tensor" with `mu` and `sigma`).
+    budget: "5%" of the parameters (default) or a number of units; per_layer_budget: in each layer on its own. only: whole-name
+    globs; what they leave out is neither scored nor counted. mu, sigma: MemFlex's thresholds in place of a budget; or mu of
+    WAGLE. accumulate: "signed", "absolute" or "squared" gradients. labels: "true" or "random:SHARE", in `draws` draws.
+    max_examples: of each set, the first ones. max_length, prompt_template, dtype, device: as in `finetune`. offload: where
+    the sums are kept, "none" (on the device), "cpu", "disk" or "auto". control: adds a random mask of the same size
+    and the stability over two halves of the forget set. resume: go on with a run that was interrupted. stage: called with
+    the name of each part of the work ("gradients", "scores", "mask"), gives a context with its progress function.
+
+    Returns what is in localization.json (schema `editkit.localization/1`). Raises EditError for settings, data and
+    checkpoints that do not fit together, gradients that are not finite, and where nothing would be selected.
+    """
+    settings = resolve(
+        method=method, granularity=granularity, budget=budget, per_layer_budget=per_layer_budget, mu=mu, sigma=sigma,
+        accumulate=accumulate, labels=labels, draws=draws, seed=seed, batch_size=batch_size, max_examples=max_examples,
+        retain=retain is not None, base=base is not None, forget=forget is not None, dtype=dtype, device=device,
+    )  # fmt: skip
+    examples = read_sets(forget, retain, max_examples) if settings.accumulate else {}
+    place = Path(output).expanduser().resolve()
+    with ExitStack() as stack:
+        inputs = _open(stack, model, base)
+        opened = [one for one in (inputs.model, inputs.layout, inputs.base) if one is not None]
+        check_folder(place, [*(str(one.source) for one in opened), *(one.label for one in examples.values())])
+        infos, units = _units(inputs, settings, only)
+        for one in opened:
+            one.start_hashing()
+        report: dict[str, Any] = {"schema": SCHEMA, "editkit": __version__, **inputs.described()}
+        gradients, path, sets = None, None, list[Set]()
+        described_sets: dict[str, Any] = {"forget": None, "retain": None}
+        if settings.accumulate:
+            where = place_of(device)
+            dtype = dtype or precision(inputs.model, where)
+            sets, vocabulary = _encoded(inputs.model, examples, max_length, prompt_template)
+            begun = {
+                **report,
+                **settings.described(),
+                "only": list(only),
+                "dtype": dtype,
+                "control": control,
+                "sets": fingerprint(sets),
+            }
+            work = stack.enter_context(unfinished(place, begun, resume))
+            with stage("gradients") as progress:
+                subject = load(inputs.model, inputs.adapter, inputs.layout, only, dtype, where)
+                gradients, path = gather(
+                    subject, sets, settings, work, base=inputs.base, offload=offload, vocabulary=vocabulary,
+                    halves=control, threads=threads, progress=progress,
+                )  # fmt: skip
+            reached = {info.name for info in subject.tensors}
+            infos = [info for info in infos if info.name in reached]
+            described_sets |= {one.label: described(one, examples[one.label]) for one in sets}
+        known: dict[str, Any] = {"base": inputs.base, "seed": seed, "mu": settings.mu}
+        evidence = Evidence(settings.kind, inputs.layout, units, gradients=gradients, **known)
+        made_for = {"base": public_name(inputs.layout), "base_sha256": inputs.layout.sha256()}
+        with disk.staged(place) as folder:
+            outcome = Outcome(folder, settings, infos, evidence, made_for, threads)
+            with stage("scores") as progress:
+                found = outcome.write(progress)
+            report |= {
+                **described_sets,
+                "overlap": overlap(examples),
+                "settings": {**settings.described(), "only": list(only), "dtype": dtype},
+                "path": path,
+                **found,
+                "control": outcome.control() if control else None,
+                "stability": None,
+            }
+            if control and gradients is not None and len(sets[0].rows) > 1:
+                halves = [-(-len(sets[0].rows) // 2), len(sets[0].rows) // 2]
+                report["stability"] = outcome.stability(gradients, halves, **known)
+            report["warnings"] = [*_warnings(report), *found["warnings"]]
+            (folder / REPORT).write_text(to_json(report), "utf-8")
+            write_pictures(report, folder)
+            folder.replace(place)
+    return report
+
+
+def _open(stack: ExitStack, model: Source, base: Source | None) -> Inputs:
+    weights, adapter = split(model)
+    opened = stack.enter_context(open_checkpoint(weights))
+    refuse_quantized(opened)
+    layout = stack.enter_context(open_checkpoint(adapter)) if adapter else opened
+    if adapter and base is not None:
+        raise EditError("--base goes with the weights of a model: leave it out for an adapter")
+    before = stack.enter_context(open_checkpoint(base)) if base is not None else None
+    if before is not None:
+        refuse_quantized(before)
+    return Inputs(opened, adapter, layout, before)
+
+
+def _units(inputs: Inputs, settings: Settings, only: Sequence[str]) -> tuple[list[TensorInfo], dict[str, Units]]:
+    """The tensors that may be selected, and their units."""
+    infos = considered(inputs.layout, only)
+    found = {info.name: units_of(info, settings.granularity, inputs.layout.config) for info in infos}
+    units = {name: one for name, one in found.items() if one is not None}
+    if not units:
+        raise EditError(
+            f"{inputs.layout.label}: none of the {len(infos)} tensors has attention heads that config.json tells: give another --granularity"
+        )
+    return [info for info in infos if info.name in units], units
+
+
+def _encoded(
+    model: Checkpoint,
+    examples: dict[str, Examples],
+    max_length: int | None,
+    prompt_template: str | None,
+) -> tuple[list[Set], int]:
+    """The sets as tokens, and the size of the vocabulary."""
+    from editkit.training.loading import load_config, load_tokenizer
+
+    config, tokenizer = load_config(model).get_text_config(), load_tokenizer(model)
+    context = getattr(config, "max_position_embeddings", None)
+    sets = [
+        encoded(label, one, tokenizer, context=context, vocabulary=config.vocab_size, max_length=max_length,
+                prompt_template=prompt_template)
+        for label, one in examples.items()
+    ]  # fmt: skip
+    return sets, config.vocab_size
+
+
+def _warnings(report: Mapping[str, Any]) -> list[str]:
+    found = []
+    if report["overlap"]:
+        found.append(
+            f"{report['overlap']} of the examples to forget are in the retain set too: what they have in common counts for both"
+        )
+    if report["control"] and report["forget"] and not report["stability"]:
+        found.append("the stability is unknown: one half of the examples to forget selects nothing by itself")
+    if report["path"] and report["path"]["complete"] is False:
+        worst = max(one["error"] for one in (report["path"]["forget"], report["path"]["retain"]) if one)
+        found.append(
+            f"the attributions miss the drop of the loss by {worst:.1%} with {report['path']['points']} points on the path"
+        )
+    return found

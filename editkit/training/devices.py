@@ -1,0 +1,41 @@
+"""Where a model computes, and in which precision.
+
+>>> unknown("float32", "auto"), unknown("int4", "auto")
+([], ["dtype is 'int4', must be one of float32, bfloat16, float16"])
+"""
+
+from editkit.checkpoint.reader import Checkpoint
+from editkit.errors import EditError, listed
+
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def unknown(dtype: str | None, device: str) -> list[str]:
+    """What is wrong with these two settings."""
+    wrong = []
+    if dtype is not None and dtype not in DTYPES:
+        wrong.append(f"dtype is {dtype!r}, must be one of {listed(DTYPES)}")
+    if device not in DEVICES:
+        wrong.append(f"device is {device!r}, must be one of {listed(DEVICES)}")
+    return wrong
+
+
+def place_of(device: str) -> str:
+    """The device, "auto" as the best one there is. Raises EditError for one that this machine does not have."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there[device]:
+        raise EditError(f"device {device} is not available on this machine: leave --device out to take what is there")
+    return device
+
+
+def precision(base: Checkpoint, place: str) -> str:
+    """The dtype to compute in: bfloat16 for 16-bit weights on a GPU that has it, else float32."""
+    import torch
+
+    halves = any(info.dtype in ("BF16", "F16") for info in base.tensors.values())
+    return "bfloat16" if place == "cuda" and halves and torch.cuda.is_bf16_supported() else "float32"
