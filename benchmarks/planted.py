@@ -3,9 +3,12 @@
     python benchmarks/planted.py WORKDIR [--shared ../shared] [--plantings 5] [--examples 100] [--output planted.json]
 
 A ground truth, made from tofu-tiny/retain, which never saw the forget set. Four of its 42 layer matrices, drawn by seed, are
-fine-tuned on the forget set while all else stands still; then all else is fine-tuned on background and retain text, at the
-same learning rate for as many steps, while the four stand still: every weight has moved, so that the size of a change gives
-nothing away. Every method then names four of the 42, so that recall and precision are the same: right ones of four.
+fine-tuned on the forget set while all else stands still; all else is fine-tuned on background and retain text while the four
+stand still. Every method then names four of the 42, so that recall and precision are the same: right ones of four.
+
+    open      first the four, then all else at the same learning rate for as many steps. The four still move farther, since
+              few weights that learn much move steadily: the size of the change gives them away.
+    hidden    first all else, at a learning rate FASTER times as high, then the four: all move about as far.
 
 Plantings and localizations stay in WORKDIR (100 MB a planting) and are not made again.
 """
@@ -20,8 +23,10 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 PLANTED, MATRICES = 4, "model.layers.*_proj.weight"
-TRAINING: dict[str, Any] = {"steps": 200, "lr": 2e-3, "batch_size": 8}
-PROBING: dict[str, Any] = {"steps": 20, "lr": 3e-4, "batch_size": 16}  # the short runs of the methods without a base
+TRAINING: dict[str, Any] = {"steps": 250, "lr": 1e-3, "batch_size": 8}
+FASTER, BACKGROUND, RETAIN = 2.5, 200, 400  # the last two in examples
+KINDS = ("open", "hidden")
+PROBING: dict[str, Any] = {"steps": 20, "lr": 3e-4, "batch_size": 16}  # the short run of the method without a base
 BLIND, ONE_SET = ("magnitude", "random"), ("salun", "snip")  # what looks at no examples, and at no retain set
 
 
@@ -36,20 +41,24 @@ class Row(NamedTuple):
 ROWS = (
     Row("path from the retain model", "path", "retain"),
     Row("path from a shortly unlearned copy (no base)", "path", "unlearned"),
-    Row("path from a copy with shuffled answers (no base)", "path", "shuffled"),
     Row("magnitude of the change, abs(tau)", "magnitude", "retain"),
     Row("magnitude", "magnitude"),
     *(Row(method, method) for method in ("memflex", "salun", "wagle", "fisher", "snip", "random")),
 )
 
 
+def rows_for(kind: str) -> tuple[Row, ...]:
+    """The path without a base is tried on the open plantings only."""
+    return tuple(row for row in ROWS if kind == "open" or row.base in (None, "retain"))
+
+
 class Planting:
     """One planting in a folder of its own. planted: the names of its four matrices."""
 
-    def __init__(self, seed: int, folder: Path, shared: Path, examples: int) -> None:
+    def __init__(self, kind: str, seed: int, folder: Path, shared: Path, examples: int) -> None:
         from editkit import open_checkpoint
 
-        self.seed, self.folder, self.examples = seed, folder / f"planting-{seed}", examples
+        self.kind, self.seed, self.folder, self.examples = kind, seed, folder / f"{kind}-{seed}", examples
         self.start, data = shared / "models" / "tofu-tiny" / "retain", shared / "data" / "tofu"
         self.forget, self.retain, self.background = (
             data / f"{name}.jsonl" for name in ("forget", "retain", "background")
@@ -61,12 +70,18 @@ class Planting:
         self.planted = sorted(random.Random(seed).sample(self.matrices, PLANTED))
 
     def make(self) -> None:
-        """Teach the four the forget set, then all else what the model knew before."""
+        """Teach the four the forget set, and all else what the model knew before."""
         self.folder.mkdir(parents=True, exist_ok=True)
         others = [name for name in self.tensors if name not in self.planted]
-        known = rows_of(self.background) + rows_of(self.retain)
-        self.tune(self.start, self.forget, "taught", mask=write_mask(self.folder / "four.safetensors", self.planted))
-        self.tune("taught", known, "model", mask=write_mask(self.folder / "others.safetensors", others))
+        four, rest = (write_mask(self.folder / f"mask-{len(one)}.safetensors", one) for one in (self.planted, others))
+        drawn = random.Random(self.seed)
+        text = drawn.sample(rows_of(self.background), BACKGROUND) + drawn.sample(rows_of(self.retain), RETAIN)
+        if self.kind == "open":
+            self.tune(self.start, self.forget, "half-way", mask=four)
+            self.tune("half-way", text, "model", mask=rest)
+        else:
+            self.tune(self.start, text, "half-way", mask=rest, lr=FASTER * TRAINING["lr"])
+            self.tune("half-way", self.forget, "model", mask=four)
 
     def tune(self, model: Path | str, data: Path | list[dict[str, str]], output: str, **settings: Any) -> Path:
         """Fine-tune unless it was done before; `model` and `output` may be names within the planting's folder."""
@@ -80,21 +95,18 @@ class Planting:
         return self.folder / output
 
     def base(self, name: str) -> Path:
-        """What a path starts from. "retain" is the truth; the others are made of the planted model alone."""
+        """What a path starts from. "retain" is the truth; "unlearned" is made of the planted model alone.
+
+        It is the model, minus what a short run on the forget set adds to it.
+        """
         from editkit import negate
 
         if name == "retain":
             return self.start
-        if name == "unlearned":  # the model, minus what a short run on the forget set adds to it
-            more = self.tune("model", self.forget, "more", **PROBING)
-            if not (self.folder / name).exists():
-                negate(self.model, more, self.folder / name, alpha=1.0, report=False)
-            return self.folder / name
-        rows = rows_of(self.forget)  # every question with the answer of another one, among the true retain answers
-        answers = [row["answer"] for row in rows]
-        random.Random(self.seed).shuffle(answers)
-        wrong = [{**row, "answer": answer} for row, answer in zip(rows, answers, strict=True)]
-        return self.tune("model", wrong + rows_of(self.retain)[: len(wrong)], name, **PROBING)
+        more, unlearned = self.tune(self.model, self.forget, "more", **PROBING), self.folder / name
+        if not unlearned.exists():
+            negate(self.model, more, unlearned, alpha=1.0, report=False)
+        return unlearned
 
     def localize(self, row: Row) -> dict[str, Any]:
         """The report of a localization at tensor granularity, made unless it was before."""
@@ -148,10 +160,10 @@ def moved(planting: Planting) -> float:
 
 def examine(planting: Planting, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything that the tables show of one planting."""
-    say(f"planting {planting.seed}: {', '.join(planting.planted)}")
+    say(f"{planting.kind} planting {planting.seed}: {', '.join(planting.planted)}")
     planting.make()
     hits, places = {}, {}
-    for row in ROWS:
+    for row in rows_for(planting.kind):
         report = planting.localize(row)
         order = planting.ranking(report)
         hits[row.name] = len(set(order[:PLANTED]) & set(planting.planted))
@@ -161,7 +173,7 @@ def examine(planting: Planting, say: Callable[[str], None]) -> dict[str, Any]:
         say(f"  {row.name}: {hits[row.name]} of {PLANTED}, at the places {places[row.name]}")
     outside = [one["name"] for one in best[:PLANTED] if one["name"] not in planting.planted]
     return {
-        "seed": planting.seed, "planted": planting.planted, "moved": moved(planting), "path": path, "hits": hits,
+        "kind": planting.kind, "seed": planting.seed, "planted": planting.planted, "moved": moved(planting), "path": path, "hits": hits,
         "places": places, "best_of_all_tensors_not_planted": outside,
     }  # fmt: skip
 
@@ -169,7 +181,7 @@ def examine(planting: Planting, say: Callable[[str], None]) -> dict[str, Any]:
 def tables(found: list[dict[str, Any]], examples: int) -> str:
     """Both tables, in Markdown."""
     lines = [
-        f"n = {len(found)} plantings of {PLANTED} of 42 matrices; localized with the first {examples} examples of each set.",
+        f"\n{found[0]['kind']}: n = {len(found)} plantings of {PLANTED} of 42 matrices; localized with the first {examples} examples of each set.",
         "",
         "| planting | moved, planted / others | forget loss, drop since the retain model, nats per token | attributed | error | points |",
         "|---|---|---|---|---|---|",
@@ -183,7 +195,7 @@ def tables(found: list[dict[str, Any]], examples: int) -> str:
     numbers = " | ".join(str(one["seed"]) for one in found)
     lines += ["", f"| right ones of {PLANTED}, planting | {numbers} | recall = precision: mean (min to max) |"]
     lines.append("|---|" + "---|" * (len(found) + 1))
-    for row in ROWS:
+    for row in rows_for(found[0]["kind"]):
         hits = [one["hits"][row.name] for one in found]
         shares = [hit / PLANTED for hit in hits]
         spread = f"{fmean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
@@ -204,13 +216,22 @@ def main() -> None:
         sys.exit(
             f"{options.shared} has no models/tofu-tiny: this benchmark needs the testbed, give its folder as --shared"
         )
-    plantings = [
-        Planting(seed, options.workdir.resolve(), options.shared, options.examples) for seed in range(options.plantings)
-    ]
-    found = [examine(one, lambda text: print(text, file=sys.stderr, flush=True)) for one in plantings]
-    print(tables(found, options.examples))
+    found = []
+    for kind in KINDS:
+        plantings = (
+            Planting(kind, seed, options.workdir.resolve(), options.shared, options.examples)
+            for seed in range(options.plantings)
+        )
+        made = [examine(one, lambda text: print(text, file=sys.stderr, flush=True)) for one in plantings]
+        print(tables(made, options.examples), flush=True)
+        found += made
     if options.output:
-        settings = {"training": TRAINING, "probing": PROBING, "examples": options.examples}
+        settings = {
+            "training": TRAINING,
+            "probing": PROBING,
+            "faster": FASTER,
+            "examples": options.examples,
+        }
         options.output.write_text(json.dumps({**settings, "plantings": found}, indent=1) + "\n")
 
 

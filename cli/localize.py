@@ -24,7 +24,7 @@ COUNT = click.IntRange(min=1)
         "editkit localize model --forget forget.jsonl --retain retain.jsonl -o loc",
         "editkit localize model --forget forget.jsonl --retain retain.jsonl --method path --base before --budget 10% -o loc",
         "editkit localize model+my-lora --forget forget.jsonl --retain retain.jsonl --mu 0.92 --sigma 6e-4 -o loc",
-        "editkit negate model tuned --alpha 1 --mask loc -o edited",
+        "editkit negate model --forget forget.jsonl --vector-base before --alpha 2 --mask loc -o edited",
     )
 )
 @click.argument("model")
@@ -39,20 +39,28 @@ COUNT = click.IntRange(min=1)
     type=click.Choice(["tensor", "row", "head", "element"]),
     help="What is selected as a whole.  [default: element; tensor with --mu and --sigma]",
 )
-@click.option("--budget", metavar="SHARE%|N", help="How much: a share of the parameters, or N units.  [default: 5%]")
-@click.option("--per-layer-budget", is_flag=True, help="Give every layer the budget on its own.")
+@click.option(
+    "--budget",
+    metavar="SHARE%|N",
+    help="How much: a share of the parameters, or N units (single weights unless --granularity says otherwise).  [default: 5%]",
+)
+@click.option(
+    "--per-layer-budget", is_flag=True, help="Each layer, and each tensor outside of layers, has the budget on its own."
+)
 @click.option("--only", multiple=True, metavar="GLOB", help="Consider only tensors with such a whole name; repeatable.")
 @click.option("--mu", type=float, help="MemFlex: select where the cosine is below, with --sigma. WAGLE: its mu.")
 @click.option("--sigma", type=float, help="MemFlex: select where mean |G| of the forget set is above, with --mu.")
 @click.option(
     "--accumulate",
     type=click.Choice(["signed", "absolute", "squared"]),
-    help="How gradients of examples add up.  [default: the method's]",
+    help="How gradients of examples add up.  [default: signed; squared for fisher]",
 )
 @click.option(
-    "--labels", metavar="true|random:SHARE", help="Replace a share of the answers' tokens.  [default: the method's]"
+    "--labels",
+    metavar="true|random:SHARE",
+    help="Answers as they are, or with a share of their tokens replaced at random.  [default: random:0.4 for memflex, else true]",
 )
-@click.option("--draws", type=COUNT, metavar="N", help="Draws of random labels.  [default: the method's]")
+@click.option("--draws", type=COUNT, metavar="N", help="Draws of random labels.  [default: 3 for memflex, else 1]")
 @click.option("--batch-size", type=COUNT, default=8, show_default=True, metavar="N", help="Examples a pass.")
 @click.option("--max-examples", type=COUNT, metavar="N", help="Take the first N examples of each set.")
 @click.option("--max-length", type=click.IntRange(min=2), metavar="N", help="Cut examples at N tokens.")
@@ -84,15 +92,22 @@ COUNT = click.IntRange(min=1)
 def command(model: str, output: Path, prompt_template: str | None, as_json: bool, quiet: bool, **settings: Any) -> None:
     """Find the parameters of MODEL that hold what the examples say, and write them down as a mask.
 
-    MODEL+ADAPTER localizes the factors of a LoRA adapter. The mask in LOC is what --mask of negate, finetune and diff takes.
+    The mask in LOC is what --mask of negate, finetune and diff takes. MODEL+ADAPTER localizes the factors of a LoRA adapter;
+    such a mask is for diff --mask of two adapters, and for Python.
     """
     if prompt_template:
         prompt_template = prompt_template.replace("\\n", "\n")
 
     def stage(name: str) -> AbstractContextManager[Advance | None]:
-        return progress(name, unit="examples" if name == "gradients" else "bytes", quiet=quiet)
+        return progress(name, unit="passes" if name == "gradients" else "bytes", quiet=quiet)
 
-    report = editkit.localize(model, output, prompt_template=prompt_template, stage=stage, **settings)
+    try:
+        report = editkit.localize(model, output, prompt_template=prompt_template, stage=stage, **settings)
+    except (KeyboardInterrupt, SystemExit):
+        place = output.expanduser().resolve()
+        if (kept := place.with_name(f".{place.name}.unfinished")).exists():
+            fail(f"interrupted: go on with --resume (what was done is in {kept.name} beside {output})", 0)
+        raise
     if as_json:
         click.echo(json.dumps(report, indent=2))
     elif not quiet:

@@ -10,6 +10,8 @@ import editkit
 from .options import as_json as json_option
 from .options import examples
 
+SHORT = 16  # characters of a name that may head a column
+
 
 @click.command(
     epilog=examples(
@@ -27,22 +29,41 @@ from .options import examples
 def command(one: str, other: str, by: str | None, as_json: bool) -> None:
     """Show how far two localizations agree: what both select, as a share of what either does.
 
-    Beside it stands what random selections of the same sizes would have in common.
+    Beside it stands what random selections with the same share of every tensor would have in common.
     """
     found = editkit.compare_localizations(one, other)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
     parts = {"layer": ["layers"], "module": ["modules"], "tensor": ["tensors"], None: ["layers", "modules"]}[by]
-    rows: list[tuple[str, ...]] = [("", "in 1", "in 2", "in both", "Jaccard", "of random")]
-    for row in [*(row for part in parts for row in found[part]), {**found["all"], "name": "all"}]:
-        counts = (f"{row[key]:,}" for key in ("one", "other", "both"))
-        rows.append((_place(row), *counts, _share(row["jaccard"]), _share(row["expected_of_random"])))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
-        click.echo("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    click.echo(f"Parameters selected by 1 ({found['one']}) and 2 ({found['other']}); {found['all']['numel']:,} in all")
+    names, numbered = (found["one"], found["other"]), ""
+    if names[0] == names[1] or max(map(len, names)) > SHORT:
+        names, numbered = ("1", "2"), f" 1 is {found['one']}, 2 is {found['other']}."
+    rows = [["", *(f"in {name}" for name in names), "in both", "Jaccard", "of random"]]
+    empty = []
+    for part in parts:
+        touched = [row for row in found[part] if row["jaccard"] is not None]
+        rows += [*map(_cells, touched), []]
+        if none := len(found[part]) - len(touched):
+            empty.append(f"{none:,} more {part if none > 1 else part[:-1]}")
+    rows.append(_cells({**found["all"], "name": "all"}))
+    widths = [max(map(len, column)) for column in zip(*filter(None, rows), strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        click.echo("  ".join(cells).rstrip())
+    if empty:
+        click.echo(f"{' and '.join(empty)} without a selection in either")
+    click.echo(
+        f"Selected parameters, of {found['all']['numel']:,}; of random: random selections with the same share of every tensor.{numbered}"
+    )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    counts = (f"{row[key]:,}" for key in ("one", "other", "both"))
+    return [_place(row), *counts, _share(row["jaccard"]), _share(row["expected_of_random"])]
 
 
 def _place(row: dict[str, Any]) -> str:

@@ -138,7 +138,7 @@ def _help_of(error: click.ClickException) -> str:
     "  editkit diff MODEL EDITED -o report\n"
     "\n\b\nExit codes:\n"
     "  0      done\n"
-    "  1      nothing changed, a --fail-if rule holds, or --exit-code found differences\n"
+    "  1      nothing changed, a --fail-if rule holds, --mask found a change outside, or --exit-code found differences\n"
     "  2      bad input: one line on stderr says what, where and what to do; nothing is left behind\n"
     "  70     a bug in editkit, with its traceback\n"
     "  128+n  ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP (nothing is left behind but what localize --resume needs),\n"

@@ -151,6 +151,10 @@ def _summary(result: "editkit.Negation") -> str:
         rows.append((place, *numbers, *rest))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if result.through is not None:
+        lines.append(
+            f"The mask lets {result.through:.3%} of the vector's squared L2 through, in the tensors it touches."
+        )
     where = f", report in {result.output}/diff/report.html" if result.report is not None else ""
     return "\n".join([*lines, f"{result.changed:,} elements changed; {result.output} written{where}"])
 

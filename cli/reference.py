@@ -18,7 +18,7 @@ def reference() -> str:
         command = main.get_command(parent, name)
         assert command is not None
         context = click.Context(command, parent=parent, info_name=name, terminal_width=100)
-        rows.append(f"| [`editkit {name}`](#editkit-{name}) | {command.get_short_help_str(200)} |\n")
+        rows.append(f"| [`editkit {name}`](#editkit-{name.replace(' ', '-')}) | {command.get_short_help_str(200)} |\n")
         helps.append(f"\n#### editkit {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "".join(["| command | what it does |\n|---|---|\n", *rows, *helps])
 

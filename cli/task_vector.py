@@ -58,4 +58,4 @@ def command(
         click.echo(json.dumps(record, indent=2))
     elif not quiet:
         left_out = f", {record['zero_tensors']} without a change left out" if record["zero_tensors"] else ""
-        click.echo(f"{output}: {record['tensors']} tensors in {dtype}{left_out}; base {record['base']}")
+        click.echo(f"{output}: {record['tensors']} tensors in {dtype}{left_out}; its base is called {record['base']}")

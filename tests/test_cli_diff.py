@@ -103,7 +103,7 @@ def test_an_audit_exits_with_one_and_names_what_strayed(pair, tmp_path):
     assert said in clean.stdout and "utside" not in clean.stderr
     save_file({UP: np.array([[1, 0, 0, 0], [0, 0, 1, 0]], np.uint8)}, mask)
     result = CliRunner().invoke(main, ["diff", *pair, "--mask", str(mask)])
-    assert result.exit_code == 1 and f"  {UP}: 1 element changed, the first is number 7\n" in result.stdout
+    assert result.exit_code == 1 and f"  {UP}: 1 element changed, first at index 7, counted from 0\n" in result.stdout
     said = "editkit: Outside the mask mask.safetensors: 1 of 14 elements changed, in 1 tensor. Inside: 1 of 2.\n"
     quiet = run(*pair, "--mask", str(mask))
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (1, "", said)

@@ -11,9 +11,10 @@ import click
 import pytest
 from click.testing import CliRunner
 from editkit_cli import options
-from editkit_cli.main import Commands
+from editkit_cli.main import Commands, main
 from editkit_cli.progress import progress
 
+import editkit
 from editkit import EditError, GateFailed, NothingChanged
 
 
@@ -60,6 +61,22 @@ def test_usage_errors_point_at_the_help():
 def test_an_interrupt_leaves_without_a_traceback():
     result = run(KeyboardInterrupt())
     assert result.exit_code == 130 and result.stderr.strip() == ""
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_an_interrupted_localization_says_how_it_goes_on(stop, code, tmp_path, monkeypatch):
+    def localize(*arguments, **settings):
+        raise stop
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(editkit, "localize", localize)
+    arguments = ["localize", "model", "-o", "deep/loc"]
+    early = CliRunner().invoke(main, arguments, prog_name="editkit")
+    assert (early.exit_code, early.stderr.strip()) == (code, "")  # nothing was saved
+    (tmp_path / "deep" / ".loc.unfinished").mkdir(parents=True)
+    late = CliRunner().invoke(main, arguments, prog_name="editkit")
+    said = "editkit: interrupted: go on with --resume (what was done is in .loc.unfinished beside deep/loc)"
+    assert (late.exit_code, late.stderr.strip()) == (code, said)
 
 
 def test_a_bug_keeps_its_traceback_and_has_a_code_of_its_own():

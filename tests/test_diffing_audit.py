@@ -142,8 +142,11 @@ def test_whole_numbers_and_structure_are_outside_of_any_mask(tmp_path):
         "Outside the mask mask.safetensors: 6 of 14 elements changed, in 3 tensors; 1 tensor was added; 1 tensor was removed; "
         "1 tensor was reshaped; 3 tensors were retyped. Inside: 0 of 22.\n"
     ) in table
-    assert f"  {STEPS}: 2 elements changed, the first is number 2\n" in table
-    assert "  narrow: retyped\n" in table and "  narrow2: retyped, 1 element changed, the first is number 4\n" in table
+    assert f"  {STEPS}: 2 elements changed, first at index 2, counted from 0\n" in table
+    assert (
+        "  narrow: retyped\n" in table
+        and "  narrow2: retyped, 1 element changed, first at index 4, counted from 0\n" in table
+    )
 
 
 def test_settings_of_an_adapter_are_outside_of_any_mask(tmp_path):
@@ -184,7 +187,7 @@ def audited(tmp_path, after):
 def test_a_clean_audit_says_so_with_numbers(tmp_path, form):
     text = render(audited(tmp_path, {UP: weights()[UP] * 2}), form)
     assert f"Outside the mask loc: 0 of {NUMEL - 147:,} elements changed. Inside: 147 of 147." in text
-    assert "the first is" not in text and 'class="warning"' not in text
+    assert "first at index" not in text and 'class="warning"' not in text
 
 
 @pytest.mark.parametrize("form", ["table", "md", "html"])
@@ -194,7 +197,7 @@ def test_every_form_names_what_strayed(tmp_path, form):
     text = render(audited(tmp_path, {"model.norm.weight": norm}), form)
     said = f"Outside the mask loc: 1 of {NUMEL - 147:,} elements changed, in 1 tensor. Inside: 0 of 147."
     assert said in text.replace("\\", "")
-    what = "1 element changed, the first is number 17"
+    what = "1 element changed, first at index 17, counted from 0"
     lines = {
         "table": f"  model.norm.weight: {what}\n",
         "md": f"- `model.norm.weight`: {what}\n",
@@ -209,7 +212,7 @@ def test_a_table_does_not_name_them_all(tmp_path):
     edited = save(tmp_path / "edited", {**{name: one + 1 for name, one in named.items()}, Q: torch.ones(2, 2)})
     save_file({Q: torch.tensor(True)}, tmp_path / "mask.safetensors")
     text = render(editkit.diff(base, edited, mask=tmp_path / "mask.safetensors"))
-    assert text.count("the first is number 0") == 20 and "  ... and 10 more, see --json\n" in text
+    assert text.count("first at index 0, counted from 0") == 20 and "  ... and 10 more, see --json\n" in text
 
 
 def test_every_key_is_documented(tmp_path):

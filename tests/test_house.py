@@ -2,17 +2,21 @@
 
 import ast
 import itertools
+import json
 import re
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from editkit_cli.main import COMMANDS, main
 from editkit_cli.reference import renewed
+
+import editkit
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "editkit").rglob("*.py"))
@@ -119,8 +123,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_public_names_are_lazy_and_all_there():
-    import editkit
-
     for name in editkit.__all__:
         assert getattr(editkit, name) is not None
     with pytest.raises(AttributeError):
@@ -194,9 +196,82 @@ def test_commands_in_the_readme_are_accepted():
         parse(line)
 
 
-def test_python_in_the_readme_compiles_and_names_what_exists():
-    import editkit
+def test_links_within_the_readme_have_a_heading():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", readme, flags=re.DOTALL), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([^)]*)\)", readme)
+    assert "editkit-localize-compare" in links and set(links) <= anchors
 
+
+@pytest.mark.parametrize("option", ["accumulate", "labels", "draws"])
+def test_defaults_of_the_methods_are_those_in_the_help(option):
+    from editkit.localization.method import NAMES, method
+
+    defaults = {name: getattr(method(name), option) for name in NAMES}
+    if option == "accumulate":
+        defaults = {name: modes[0] for name, modes in defaults.items() if modes}
+    usual = {"accumulate": "signed", "labels": "true", "draws": 1}[option]
+    others = {name: value for name, value in defaults.items() if value != usual}
+    [(name, value)] = others.items()
+    said = {
+        "accumulate": f"[default: {usual}; {value} for {name}]",
+        "labels": f"[default: {value} for {name}, else {usual}]",
+        "draws": f"[default: {value} for {name}, else {usual}]",
+    }[option]
+    assert any(isinstance(one, click.Option) and said in (one.help or "") for one in command("localize").params)
+
+
+@pytest.fixture(scope="module")
+def localized(tmp_path_factory):
+    """A folder with `model` and `loc`, a localization whose report has every part."""
+    from tiny_models import save_tied_twice
+
+    folder = tmp_path_factory.mktemp("documents")
+    save_tied_twice(folder / "before")
+    with editkit.open_checkpoint(folder / "before") as before:
+        moved = {name: 0.9 * before[name] for name in before}
+    editkit.write_checkpoint(moved, folder / "model", like=folder / "before")
+    for name, letters in (("forget", "abcd"), ("retain", "efgh")):
+        lines = (json.dumps({"prompt": letter, "completion": " Ada"}) for letter in letters)
+        (folder / name).with_suffix(".jsonl").write_text("\n".join(lines))
+    sets = {name: folder / f"{name}.jsonl" for name in ("forget", "retain")}
+    settings = {"method": "path", "base": folder / "before", "control": True, "device": "cpu"}
+    editkit.localize(folder / "model", folder / "loc", **sets, **settings)
+    return folder
+
+
+def test_every_key_of_a_localization_is_documented(localized):
+    documented = (ROOT / "docs" / "formats.md").read_text("utf-8").partition("## localization.json")[2]
+    names = ("sha256", "config", "tied")  # whose keys are files, tensors and keys of config.json
+
+    def keys(item: Any) -> set[str]:
+        if isinstance(item, list):
+            return {key for value in item for key in keys(value)}
+        if not isinstance(item, dict):
+            return set()
+        return set(item) | {key for name, value in item.items() if name not in names for key in keys(value)}
+
+    report = json.loads((localized / "loc" / "localization.json").read_text())
+    assert all(report[part] for part in ("path", "control", "stability", "tied", "retain", "base"))
+    compared = editkit.compare_localizations(localized / "loc", localized / "loc" / "control")
+    found = keys(report) | keys(compared)
+    assert len(found) > 60 and not [key for key in sorted(found) if f"`{key}`" not in documented]
+
+
+def test_python_in_the_formats_reads_a_mask(localized, monkeypatch, capsys):
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "formats.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(localized)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    report = json.loads((localized / "loc" / "localization.json").read_text())
+    selected = {row["name"]: row["selected"] for row in report["tensors"]}
+    assert {name: int(found["mask"][name].sum()) for name in selected} == selected
+    assert found["mask"]["model.layers.0.mlp.up_proj.weight"].shape == (24, 16)
+    assert str(selected["model.norm.weight"]) in capsys.readouterr().out
+
+
+def test_python_in_the_readme_compiles_and_names_what_exists():
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "editkit":

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from test_localization_gradients import no_pictures, sets  # noqa: F401
+from test_localization_gradients import no_pictures, one_thread, sets  # noqa: F401
 from test_localization_localize import chosen
 from tiny_models import save_gpt2, save_llama, save_tied_twice
 
@@ -111,3 +111,29 @@ def test_a_localization_of_another_version_is_refused(place, tmp_path):
     (tmp_path / "localization.json").write_text('{"schema": "editkit.localization/9"}')
     with pytest.raises(EditError, match=r"another version: this editkit reads editkit.localization/1"):
         compare(place / "rows", tmp_path)
+
+
+@pytest.fixture
+def pair_of_random(tmp_path):
+    save_llama(tmp_path / "model")
+    for seed, name in enumerate(("one", "other")):
+        localize(tmp_path / "model", tmp_path / name, method="random", seed=seed)
+    return tmp_path
+
+
+@pytest.mark.parametrize("missing", ["tied", "tensors", "model"])
+def test_a_damaged_report_is_said_to_be_damaged(pair_of_random, missing):
+    path = pair_of_random / "one" / "localization.json"
+    report = json.loads(path.read_text())
+    del report[missing]
+    path.write_text(json.dumps(report))
+    with pytest.raises(EditError, match=f"one has a localization.json that is damaged .*{missing}.*: localize again"):
+        compare(pair_of_random / "one", pair_of_random / "other")
+
+
+def test_a_folder_without_its_mask_is_refused(pair_of_random):
+    (pair_of_random / "one" / "mask.safetensors").unlink()
+    with pytest.raises(
+        EditError, match=r"one has no mask\.safetensors: give a mask file, or the folder of a localization"
+    ):
+        compare(pair_of_random / "one", pair_of_random / "other")

@@ -278,24 +278,70 @@ def test_the_table_has_the_modules_with_most_selected_parameters_first():
     assert down.split() in lines and head.split() in lines
     assert lines.index(down.split()) < lines.index(head.split())
     assert not any("attn" in line[:1] for line in lines)
-    many = report([tensor(f"w{i}", i + 1) for i in range(12)])
+    many = report([tensor(f"w{i}", i + 1) for i in range(13)])
     text = to_table(many)
-    assert "2 more modules with a selection." in text and text.index("w11") < text.index("w10")
-    assert "w2 " in text and "w1 " not in text
+    assert "3 more modules with a selection." in text and text.index("w12") < text.index("w11")
+    assert "w3 " in text and "w2 " not in text
+    text = to_table(report([tensor(f"w{i}", i + 1) for i in range(12)]))  # two lines more say more than "2 more"
+    assert "w0 " in text and "more modules" not in text
+
+
+def test_heads_are_said_to_be_those_of_one_projection():
+    made = small()
+    made["settings"]["granularity"] = "head"
+    assert (
+        "of 160 parameters of the attention projections (48), as 6 of 20 heads (each one head of one projection: q, k, v or o)"
+        in to_table(made)
+    )
+    assert {
+        "48 of 160 parameters of the attention projections",
+        "selected, of 20, each one head of one projection: q, k, v or o",
+    } <= set(page(made).texts["dd"])
+    assert "projection" not in to_table(small())
+
+
+def test_labels_that_were_drawn_are_said_where_the_loss_is():
+    said = "12,345 tokens in the loss (40 % of them replaced at random, 3 draws), 1.25 ± 0.500 nats per token"
+    assert said in to_table(small()) and "40 % of them replaced at random, 3 draws:" in to_html(small())
+    note = "nats per token, sd 0.500, n = 400 examples; of the tokens in the loss, 40 % replaced at random, 3 draws"
+    assert note in page(small()).texts["dd"]
+    true = small()
+    true["settings"] |= {"labels": "true", "draws": 1}
+    along = model(
+        2, path=True, granularity="tensor"
+    )  # the losses at both ends of a path are of the answers as they are
+    along["settings"] |= {"labels": "random:0.4", "draws": 3}
+    for made in (true, along):
+        assert "at random, " not in to_table(made) and "at random, " not in to_html(made)
+        assert "nats per token, sd 0.500, n = 400 examples" in page(made).texts["dd"]
 
 
 def test_the_table_says_from_what_and_how_far_to_trust_it():
     text = to_table(small())
-    assert "Forget set forget.jsonl: n = 400 examples, 12,345 tokens in the loss, 1.25 ± 0.500 nats per token" in text
     assert (
-        "(n = 200 and 199 examples) have a Jaccard overlap of 0.750; random ones of that size would have 0.176." in text
+        "Forget set forget.jsonl: n = 400 examples, 12,345 tokens in the loss (40 % of them replaced at random, 3 draws), 1.25 ± 0.500 nats per token"
+        in text
+    )
+    assert (
+        "(n = 200 and 199 examples) have a Jaccard overlap of 0.750; random ones with the same share of every tensor would "
+        "have 0.176." in text
     )
     assert "control/mask.safetensors selects 36 parameters at random (seed 7), where the selection has 48." in text
     path = to_table(model(2, path=True, granularity="tensor"))
     assert (
-        "over 32 points of the path, attributed and dropped: for the forget set 2.812 of 2.808 nats (error 0.142 %)"
-        in path
+        "over 32 points of the path: the forget loss fell by 2.808 nats per token, and the attributions add up to 2.812 (error "
+        "0.142 %)" in path
     )
+    some = model(2, path=True, granularity="tensor")
+    some["path"]["forget"] = {"attributed": 6.5954, "drop": 6.55, "error": None}  # with --only
+    assert (
+        "fell by 6.550 nats per token, and the attributions add up to 6.595 (some parameters were left out)"
+        in to_table(some)
+    )
+    assert {"6.550", "6.595"} <= set(page(some).texts["b"])
+    shared = small()
+    shared["control"]["jaccard"] = 0.0204
+    assert "where the selection has 48; their Jaccard overlap is 0.0204." in to_table(shared)
     assert "Retain" not in to_table(model(2, retain=False)) and "12 examples" not in to_table(paper())
 
 
@@ -393,12 +439,12 @@ def test_the_page_says_what_the_report_says():
     ]
     text, read = to_html(made), page(made)
     assert {"30.0 %", "0.250", "1.25", "2.50", "6", "3"} <= set(read.texts["dd"])
-    assert "nats per token, sd 0.500, n = 400 examples" in read.texts["dd"]
+    assert "lowest selected score, nats per weight unit" in read.texts["dd"]
     assert headline(made) in read.texts["h1"] and "5 % of the parameters" in read.texts["dd"]
     assert (
         "row 5 of lm_head.weight" in read.texts["span"]
         and "width:50.0%" in text
-        and "100 % of 8 parameters selected" in read.texts["span"]
+        and "100 % of 8 parameters" in read.texts["span"]
     )
     assert "16 of 64 parameters" in read.texts["span"]  # of the head, outside the layers
     assert "0.750" in read.texts["b"] and "width:17.6%" in text and any("seed 7" in part for part in read.texts["p"])
@@ -413,7 +459,7 @@ def test_rows_of_a_selection_of_elements_count_theirs():
     unit = {"name": "lm_head.weight", "unit": "row", "numel": 8, "score": None}
     made["top_units"] = [{**unit, "index": 1, "selected": 6}, {**unit, "index": 0, "selected": 3}]
     text, read = to_html(made), page(made)
-    assert {"6", "3"} <= set(read.texts["b"]) and "75.0 % of 8 parameters selected" in read.texts["span"]
+    assert {"6", "3"} <= set(read.texts["b"]) and "75.0 % of 8 parameters" in read.texts["span"]
     assert "width:50.0%" in text and "Rows with most selected elements" in read.texts["h2"]
 
 
@@ -511,6 +557,14 @@ def test_every_report_has_a_page_a_picture_and_a_table(name, tmp_path):
     _, (width, _) = colors((tmp_path / "localization.png").read_bytes())
     assert width > 900
     assert "None" not in to_table(made)
+
+
+def test_tensors_outside_the_layers_are_in_the_picture():
+    inside = [tensor("h.0.w", stack="h", layer=0)]
+    alone, both = to_png(report(inside)), to_png(report([*inside, tensor("head", 16)]))
+    assert colors(both)[1][1] > colors(alone)[1][1] and PALETTE[7] in colors(both)[0]
+    many, more = (to_png(report([*inside, *(tensor(f"w{i}", 16) for i in range(n))])) for n in (6, 40))
+    assert colors(many)[1] == colors(more)[1]  # the first ones alone
 
 
 def test_same_report_same_bytes_and_numbers_of_numpy_or_without_a_value_do_not_matter(tmp_path):

@@ -1,6 +1,7 @@
 """Runs that are killed go on, and end with the bytes of a run that was not."""
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -8,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_localization_gradients import no_pictures, sets, write  # noqa: F401
+from test_localization_gradients import no_pictures, one_thread, sets, write  # noqa: F401
 from test_localization_localize import files
 from tiny_models import save_llama
 
@@ -69,7 +71,13 @@ def killed(place, method, saves, number=signal.SIGKILL):
         "--quiet",
         *flags,
     ]
-    run = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     seen, last, deadline = 0, None, time.monotonic() + 60
     while seen < saves:
         assert run.poll() is None, run.stderr.read()
@@ -150,8 +158,7 @@ def test_a_begun_run_is_not_begun_again_unasked(begun):
         ({"accumulate": "absolute"}, "accumulate"),
         ({"control": False}, "control"),
         ({"only": ["*mlp*"]}, "only"),
-        ({"max_examples": 5}, "sets"),
-        ({"method": "snip"}, "method"),
+        ({"max_examples": 5}, "examples"),
     ],
 )
 def test_a_run_goes_on_with_its_own_settings_only(begun, more, named):
@@ -168,7 +175,7 @@ def test_a_run_goes_on_with_its_own_model_and_examples_only(begun):
     with pytest.raises(EditError, match=r"was begun with other settings \(.*model"):
         localize(begun / "other", begun / "loc", resume=True, **settings_of(begun, "salun"))
     write(begun / "forget.jsonl", [{"prompt": "a", "completion": "b"}])
-    with pytest.raises(EditError, match=r"was begun with other settings \(sets\)"):
+    with pytest.raises(EditError, match=r"was begun with other settings \(examples\)"):
         localize(begun / "model", begun / "loc", resume=True, **settings_of(begun, "salun"))
 
 
@@ -198,3 +205,40 @@ def test_an_error_in_the_data_leaves_nothing_of_a_run(place):
     with pytest.raises(EditError):
         localize(place / "model", place / "deep" / "loc", **settings_of(place, "salun"))
     assert sorted(path.name for path in place.iterdir()) == before
+
+
+@pytest.mark.parametrize("config", ["config.json", "generation_config.json"])
+def test_a_run_does_not_go_on_with_a_model_that_computes_otherwise(begun, config):
+    """What only the config says, such as an epsilon, changes gradients as weights do; how text is generated does not."""
+    path = begun / "model" / config
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+    settings = {**settings_of(begun, "salun"), "resume": True}
+    if config == "config.json":
+        with pytest.raises(EditError, match=r"was begun with other settings \(configs\)"):
+            localize(begun / "model", begun / "loc", **settings)
+    else:
+        assert localize(begun / "model", begun / "loc", **settings)["summary"]["selected"]
+
+
+@pytest.mark.parametrize("damage", ["settings.json", "state.json", "sums"])
+def test_a_damaged_save_is_said_to_be_damaged(begun, damage):
+    folder = begun / ".loc.unfinished"
+    slot = json.loads((folder / "state.json").read_text())["slot"]
+    path = folder / (f"forget.{slot}" if damage == "sums" else damage)
+    os.truncate(path, path.stat().st_size - 4)
+    with pytest.raises(EditError, match=r"^\.loc\.unfinished is damaged \(.*\): remove it and begin again$"):
+        localize(begun / "model", begun / "loc", resume=True, **settings_of(begun, "salun"))
+
+
+def test_room_for_sums_on_disk_is_taken_before_the_work(place, monkeypatch):
+    """A sparse file would end the process with SIGBUS when the disk is full."""
+    asked = []
+    monkeypatch.setattr(
+        "editkit.checkpoint.disk.os.posix_fallocate", lambda *given: asked.append(given[2]), raising=False
+    )
+    monkeypatch.setattr(
+        "editkit.localization.accumulators.np.memmap", lambda *_, shape, **__: np.zeros(shape, np.float32)
+    )
+    localize(place / "model", place / "loc", offload="disk", **settings_of(place, "salun"))
+    numel = sum(one.numel() for one in load_file(place / "model" / "model.safetensors").values())
+    assert asked.count(4 * numel) == 3  # forget, retain, half

@@ -33,10 +33,10 @@ def test_what_was_not_said_is_the_method_s_default(asked, found):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"method": "memflex"}, "memflex compares with examples to keep: give --retain"),
+        ({"method": "memflex"}, "memflex compares with examples to keep, give --retain"),
         ({"method": "salun", "forget": False}, "salun needs examples to forget (--forget)"),
-        ({"method": "path"}, "path follows the way from a base checkpoint: give --base"),
-        ({"method": "salun", "base": True}, "salun does not look at a base checkpoint: leave --base out"),
+        ({"method": "path"}, "path follows the way from a base checkpoint, give --base"),
+        ({"method": "salun", "base": True}, "salun does not look at a base checkpoint, leave --base out"),
         ({"method": "random", "base": True, "forget": False}, "random does not look at a base checkpoint"),
         ({"method": "fisher", "retain": True, "accumulate": "signed"}, "fisher takes squared gradients, not signed ones"),
         ({"method": "random", "accumulate": "signed"}, "random takes no gradients, not signed ones"),

@@ -20,7 +20,7 @@ from numba import njit
 
 from editkit.arithmetic.bits import int_of_bits
 
-DELTA_TAU, TAU_TAU, DELTA_DELTA, WANTED, CHANGED = range(5)
+DELTA_TAU, TAU_TAU, DELTA_DELTA, WANTED, CHANGED, WHOLE = range(6)
 
 
 class Applied:
@@ -35,7 +35,7 @@ class Applied:
     @classmethod
     def total(cls, parts: Iterable["Applied"]) -> "Applied":
         """Several tensors as one; `alpha` is None where they differ in it."""
-        whole = cls(0.0, np.zeros(5))
+        whole = cls(0.0, np.zeros(6))
         alphas = set()
         for part in parts:
             alphas.add(part.alpha)
@@ -61,6 +61,11 @@ class Applied:
         wanted = self.sums[WANTED]
         return float((wanted - self.sums[CHANGED]) / wanted) if wanted else None
 
+    @property
+    def through(self) -> float | None:
+        """Share of the squared L2 of the whole vector that a mask let through; 1 without a mask."""
+        return float(self.sums[TAU_TAU] / self.sums[WHOLE]) if self.sums[WHOLE] else None
+
     def row(self) -> dict[str, Any]:
         """As in the report: L2 of alpha * tau, L2 of what was applied, projection on tau, share lost to rounding."""
         return {
@@ -80,13 +85,14 @@ def subtract(base: np.ndarray, tau: np.ndarray, alpha: float, out: np.ndarray) -
     return out
 
 
-def project(base: np.ndarray, edited: np.ndarray, tau: np.ndarray) -> np.ndarray:
-    """Sums over a block, with d = edited - base: [d.tau, tau.tau, d.d, elements with tau != 0, elements that changed].
+def project(base: np.ndarray, edited: np.ndarray, tau: np.ndarray, whole: float | None = None) -> np.ndarray:
+    """Sums over a block, with d = edited - base: [d.tau, tau.tau, d.d, elements with tau != 0, elements that changed, whole].
 
-    d.tau / tau.tau is the projection of the applied change on tau, which must be -alpha.
+    d.tau / tau.tau is the projection of the applied change on tau, which must be -alpha. whole: tau.tau before a mask.
     """
-    sums = np.zeros(5)
+    sums = np.zeros(6)
     _project(base.reshape(-1), edited.reshape(-1), tau.reshape(-1), sums)
+    sums[WHOLE] = sums[TAU_TAU] if whole is None else whole
     return sums
 
 

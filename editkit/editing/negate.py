@@ -36,7 +36,10 @@ Source = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Negation:
-    """What `negate` did. `layers` and `total` hold alpha, requested and applied L2, projection, share lost to rounding."""
+    """What `negate` did. `layers` and `total` hold alpha, requested and applied L2, projection, share lost to rounding.
+
+    through: share of the vector's squared L2, in the tensors that were edited, that the mask let through; None without a mask.
+    """
 
     output: Path | None
     alphas: dict[str, float]
@@ -45,6 +48,7 @@ class Negation:
     changed: int
     warnings: list[str]
     report: dict[str, Any] | None
+    through: float | None = None
 
 
 def negate(
@@ -128,6 +132,8 @@ def negate(
         if keep is not None:
             shutil.move(keep, writer.folder / "vector")
         result = _result(Path(output), base, alphas, compared)
+        if chosen is not None:
+            result = replace(result, through=Applied.total(one.applied for one in compared if one.applied).through)
         if report:
             result = _with_report(result, base, compared, audit, writer.folder, record)
     return result

@@ -103,7 +103,9 @@ def _edit_block(
     """Edit and write one block; returns its values as stored and the sums of `project`."""
     info = block.info
     tau = edit.vector.rows(info.name, block.first, block.last, before)
+    whole = None
     if edit.mask is not None:
+        whole = float(np.square(tau, dtype=np.float64).sum())
         edit.mask.clear_outside(info.name, block, tau)
     after = subtract(before, tau, edit.alphas[info.name], scratch.array("after", before.shape, before.dtype))
     if edit.seed is not None and info.dtype != "F64":  # the arithmetic itself is F64: nothing is left to round
@@ -111,7 +113,7 @@ def _edit_block(
         round_stochastically(after, info.dtype, key, block.first * info.columns)
     stored = encode(after, info.dtype)
     decode(stored, info.dtype, after)
-    applied = project(before, after, tau)
+    applied = project(before, after, tau, whole)
     if not np.isfinite(applied).all():
         _refuse_nonfinite(info, before, tau, after)
     writer.write(info.name, block.offset, stored)

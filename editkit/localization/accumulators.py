@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from editkit.checkpoint import disk
 from editkit.errors import EditError
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class Accumulators:
             return torch.zeros(self._size)
         path = self._folder / f"{label}.sums"
         path.unlink(missing_ok=True)
-        return torch.from_numpy(np.memmap(path, np.float32, "w+", shape=(self._size,)))
+        with open(path, "wb") as file:  # with its blocks: a full disk must show here, not when a page of it is written
+            disk.allocate(file.fileno(), 4 * self._size)
+        return torch.from_numpy(np.memmap(path, np.float32, "r+", shape=(self._size,)))
 
     def not_finite(self) -> list[str]:
         """The parameters with a sum that is NaN or Inf."""
@@ -65,9 +68,10 @@ class Accumulators:
         """Keep the sums as they are, together with `state`, for `load` after a kill."""
         slot = 1 - self._saved().get("slot", 1)
         for label, flat in self._flat.items():
-            with open(self._folder / f"{label}.{slot}", "wb", buffering=0) as file:
+            with open(self._folder / f"{label}.{slot}", "wb") as file:
                 for start in range(0, self._size, _STEP):
-                    file.write(memoryview(flat[start : start + _STEP].cpu().numpy()).cast("B"))
+                    piece = flat[start : start + _STEP].cpu().numpy()
+                    disk.write_at(file.fileno(), memoryview(piece).cast("B"), 4 * start)
         fresh = self._folder / f"{STATE}.new"
         fresh.write_text(json.dumps({**state, "slot": slot}))
         os.replace(fresh, self._folder / STATE)
@@ -77,10 +81,11 @@ class Accumulators:
         import torch
 
         state = self._saved()
-        if not state:
-            return {}
-        for label, flat in self._flat.items():
-            with open(self._folder / f"{label}.{state['slot']}", "rb") as file:
+        for label, flat in self._flat.items() if state else ():
+            path = self._folder / f"{label}.{state['slot']}"
+            if not path.exists() or path.stat().st_size != 4 * self._size:
+                raise EditError(f"{self._folder.name} is damaged ({path.name}): remove it and begin again")
+            with open(path, "rb") as file:
                 for start in range(0, self._size, _STEP):
                     count = min(_STEP, self._size - start)
                     flat[start : start + count] = torch.from_numpy(np.fromfile(file, np.float32, count))
@@ -88,7 +93,10 @@ class Accumulators:
 
     def _saved(self) -> dict[str, Any]:
         path = self._folder / STATE
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise EditError(f"{self._folder.name} is damaged ({path.name}): remove it and begin again") from error
 
 
 def choose_place(offload: str, elements: int, sets: int, device: str) -> str:

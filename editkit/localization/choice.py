@@ -13,6 +13,7 @@ from editkit.localization.selection import Entries, layer_of
 from editkit.localization.settings import Settings
 from editkit.masks.budget import best_units
 from editkit.masks.threshold import Scores, chosen_bits, thresholds
+from editkit.masks.units import Units
 
 _ROUNDING = 1e-12
 """29 % of 100 is 29, which floating-point numbers miss by less than this."""
@@ -49,11 +50,10 @@ def choose(
 
     Raises NothingSelected where that would be nothing, EditError where the budget is everything or below one element.
     """
-    groups = {info.name: layer_of(info.name) if settings.per_layer_budget else "" for info in infos}
+    groups = _groups(settings, infos)
     if settings.budget is None:
         return _by_thresholds(settings, infos, evidence, sums or {}, scored)
-    counts = {info.name: info.numel if settings.element else evidence.units[info.name].count for info in infos}
-    limits = _limits(settings, infos, counts, groups)
+    limits = allowances(settings, infos, evidence.units)
     if settings.element:
         found, by_size = thresholds(infos, scores, limits, groups, threads)
         high = sum(by_size.values(), np.zeros(ranking.BINS, np.int64))
@@ -72,18 +72,25 @@ def choose(
     chosen = best_units(scored, costs, limits, groups)
     if not any(one.any() for one in chosen.values()):
         _refuse_nothing(settings, scored, costs, limits)
-    taken = sum(int(one.sum()) for one in chosen.values())
+    count = sum(int(one.sum()) for one in chosen.values())
     return _of_units(
-        infos, scored, chosen, sum(limits.values()) - taken if settings.budget.count else 0, len(limits) == 1
+        infos, scored, chosen, sum(limits.values()) - count if settings.budget.count else 0, len(limits) == 1
     )
 
 
-def _limits(
-    settings: Settings, infos: Sequence[TensorInfo], counts: Mapping[str, int], groups: Mapping[str, str]
-) -> dict[str, int]:
-    """What the budget allows each group: parameters, or units where the budget counts them."""
-    budget = settings.budget
+def _groups(settings: Settings, infos: Sequence[TensorInfo]) -> dict[str, str]:
+    """Tensor name -> what shares a budget: a layer, or everything."""
+    return {info.name: layer_of(info.name) if settings.per_layer_budget else "" for info in infos}
+
+
+def allowances(settings: Settings, infos: Sequence[TensorInfo], parts: Mapping[str, Units]) -> dict[str, int]:
+    """What the budget allows each group: parameters, or units where the budget counts them.
+
+    Raises EditError where that is everything, or less than one element.
+    """
+    budget, groups = settings.budget, _groups(settings, infos)
     assert budget is not None
+    counts = {info.name: info.numel if settings.element else parts[info.name].count for info in infos}
     sizes, units = dict.fromkeys(groups.values(), 0), dict.fromkeys(groups.values(), 0)
     for info in infos:
         sizes[groups[info.name]] += info.numel
@@ -100,7 +107,8 @@ def _limits(
     if not any(found.values()):
         total = max(sizes.values())
         raise EditError(
-            f"budget {budget} of {total:,} parameters is {share * total:.2g} of one element: give at least {110 / total:.2g}%"
+            f"budget {budget} of {total:,} parameters is {share * total:.2g} of one element: "
+            + (f"give at least {110 / total:.2g}%" if total > 1 else "there is nothing to choose from")
         )
     return found
 

@@ -33,18 +33,15 @@ def compare(one: Source, other: Source) -> dict[str, Any]:
     0.41
 
     Each row has, in elements, `numel`, `one`, `other` (selected by each) and `both`; `jaccard` = both / either, None where neither
-    selects anything; and `expected_of_random`, the Jaccard of random selections with the same shares of every tensor.
+    selects anything; and `expected_of_random`, the Jaccard of random selections with the same share of every tensor.
     Raises EditError for folders without a localization, and for localizations of other tensors.
     """
     reports = [_report(place) for place in (one, other)]
     described = [_described(place, report) for place, report in zip((one, other), reports, strict=True)]
     left, right = described
-    if unlike := [
-        name
-        for name in {**left.tensors, **right.tensors}
-        if name in left.tensors and name in right.tensors and left.tensors[name].shape != right.tensors[name].shape
-    ] or _without_a_share(reports):
-        raise EditError(f"{left.label} and {right.label} are of different models: {listed(unlike)}")
+    _refuse_unlike(left, right)
+    if not _alike(reports):
+        raise EditError(f"{left.label} and {right.label} are of different models, without a tensor in common")
     tied = {copy for report in reports for copy in report["tied"]}
     tensors = {name: info for name, info in {**right.tensors, **left.tensors}.items() if name not in tied}
     masks = [
@@ -83,16 +80,28 @@ def _report(place: Source) -> dict[str, Any]:
 
 
 def _described(place: Source, report: Mapping[str, Any]) -> Localized:
-    infos = {row["name"]: TensorInfo(row["name"], "F32", tuple(row["shape"]), "", 0, 0) for row in report["tensors"]}
-    copies = {copy: infos[name] for copy, name in report["tied"].items() if name in infos}
-    return Localized(os.fspath(place), infos | copies, report["model"]["config"])
+    try:
+        infos = {
+            row["name"]: TensorInfo(row["name"], "F32", tuple(row["shape"]), "", 0, 0) for row in report["tensors"]
+        }
+        copies = {copy: infos[name] for copy, name in report["tied"].items() if name in infos}
+        return Localized(os.fspath(place), infos | copies, report["model"]["config"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise EditError(f"{place} has a localization.json that is damaged ({error!r}): localize again") from error
 
 
-def _without_a_share(reports: list[dict[str, Any]]) -> list[str]:
-    """The tensors of the first where the models are others and have no tensor in common."""
-    left, right = ([row["name"] for row in report["tensors"]] for report in reports)
+def _refuse_unlike(left: Localized, right: Localized) -> None:
+    both = [name for name in left.tensors if name in right.tensors]
+    shapes = {name: [list(one.tensors[name].shape) for one in (left, right)] for name in both}
+    if unlike := [f"{name} is {one} and {other}" for name, (one, other) in shapes.items() if one != other]:
+        raise EditError(f"{left.label} and {right.label} are of different models: {listed(unlike)}")
+
+
+def _alike(reports: list[dict[str, Any]]) -> bool:
+    """Whether the models are the same, or have a tensor in common."""
+    left, right = ({row["name"] for row in report["tensors"]} for report in reports)
     hashes = [(report["model"]["sha256"], report["adapter"]) for report in reports]
-    return left if hashes[0] != hashes[1] and not set(left) & set(right) else []
+    return hashes[0] == hashes[1] or not left.isdisjoint(right)
 
 
 def _row(place: Mapping[str, Any], info: TensorInfo, one: Mask, other: Mask) -> dict[str, Any]:

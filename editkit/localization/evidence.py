@@ -109,9 +109,10 @@ class Evidence:
     def statistics(self, block: Block) -> Statistics:
         """What is known of the elements of a block."""
         name = block.info.name
-        weights = self._scratch.read("weights", self.layout, name, block, np.float32)
-        delta = None
-        if self._base is not None:
+        weights = delta = None
+        if self.method.weights:
+            weights = self._scratch.read("weights", self.layout, name, block, np.float32)
+        if weights is not None and self._base is not None:
             before = self._scratch.read("base", self._base, name, block, np.float32)
             delta = np.subtract(weights, before, out=before)
         forget = retain = None

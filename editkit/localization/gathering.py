@@ -3,16 +3,18 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from editkit.checkpoint import disk
 from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import EditError, listed
 from editkit.localization.accumulators import STATE, Accumulators, choose_place
+from editkit.localization.choice import NothingSelected
 from editkit.localization.evidence import GradientMeans
 from editkit.localization.gradients import HALF, Gradients, Labelling, Set, batches
 from editkit.localization.labels import parse_labels
@@ -23,14 +25,16 @@ from editkit.localization.walk import FIRST, MOST, Walk, completeness, midpoints
 
 @contextmanager
 def unfinished(output: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Path]:
-    """The folder `.NAME.unfinished` beside `output`, which stays where the run is interrupted, and only there.
+    """The folder `.NAME.unfinished` beside `output`. It stays where the run is interrupted, or where nothing was selected.
 
-    Raises EditError where there is one already and `resume` is False, or where it was begun with other settings.
+    settings: what the gradients depend on. Raises EditError where there is such a folder already and `resume` is False, or
+    where it was begun with other settings.
     """
-    folder = output.parent / f".{output.name}.unfinished"
+    place = output.expanduser().resolve()
+    folder = place.parent / f".{place.name}.unfinished"
     made: list[Path] = []
     with disk.writing(str(output)):
-        disk.make_parents(output, made)
+        disk.make_parents(place, made)
         folder.mkdir(exist_ok=True)
     try:
         guard = disk.lock(folder, needed=True)
@@ -38,9 +42,12 @@ def unfinished(output: Path, settings: Mapping[str, Any], resume: bool) -> Itera
         raise EditError(f"{output} is being made by another run: wait for it, or give another output") from error
     try:
         _check_begun(folder, output, settings, resume)
-        (folder / "settings.json").write_text(json.dumps(settings))
+        if not (folder / STATE).exists():
+            (folder / "settings.json").write_text(json.dumps(settings))
         try:
             yield folder
+        except NothingSelected:
+            raise
         except EditError:
             (folder / STATE).unlink(missing_ok=True)
             raise
@@ -57,11 +64,22 @@ def _check_begun(folder: Path, output: Path, settings: Mapping[str, Any], resume
         return
     if not resume:
         raise EditError(f"{output} was begun and not finished: go on with --resume, or remove {folder.name} beside it")
-    begun = json.loads((folder / "settings.json").read_text())
+    try:
+        begun = json.loads((folder / "settings.json").read_text())
+    except (OSError, ValueError) as error:
+        raise EditError(f"{folder.name} is damaged (settings.json): remove it and begin again") from error
     if other := [key for key in {**begun, **settings} if begun.get(key) != settings.get(key)]:
         raise EditError(
             f"{output} was begun with other settings ({listed(sorted(other))}): give the same ones, or remove {folder.name} beside it"
         )
+
+
+class Gathered(NamedTuple):
+    """Mean gradients; for a path whether its attributions add up (see `completeness`); what saves all sums for --resume."""
+
+    means: GradientMeans
+    path: dict[str, Any] | None
+    keep: Callable[[], None]
 
 
 def gather(
@@ -76,10 +94,10 @@ def gather(
     halves: bool,
     threads: int | None,
     progress: Progress | None,
-) -> tuple[GradientMeans, dict[str, Any] | None]:
-    """Mean gradients of all sets, and for a path whether its attributions add up (see `completeness`).
+) -> Gathered:
+    """The gradients of all sets. On a path, at three times as many points until the attributions add up, or MOST of them.
 
-    On a path, points are added until they do, or there are MOST of them. halves: keeps the sums of HALF as well.
+    halves: keeps the sums of HALF as well.
     """
     assert settings.accumulate is not None
     labels = [one.label for one in sets] + [HALF] * halves
@@ -103,11 +121,12 @@ def gather(
         if halves:
             counts[HALF] = -(-len(sets[0].rows) // 2) * times
         means = GradientMeans(subject, sums.sums, counts)
+        keep = partial(run.save, {"points": points, "done": len(items)}, items)
         if walk is None or base is None:
-            return means, None
+            return Gathered(means, None, keep)
         path = completeness(means, subject, base, settings.kind, points, ends, threads)
         if path["complete"] is not False or points >= MOST:
             for one in sets:
                 one.losses = dict(enumerate(ends[1][one.label]))
-            return means, path
+            return Gathered(means, path, keep)
         points, done = 3 * points, 0

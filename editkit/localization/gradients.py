@@ -6,9 +6,11 @@ every example's own gradient and take the examples one by one.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from editkit.arithmetic.draws import key_of
@@ -40,6 +42,13 @@ class Set:
     unit: str
     shown: str
     losses: dict[int, float] = field(default_factory=dict)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """What tells each example from all others, wherever it stands in the file: its tokens, and which copy of them it is."""
+        seen: Counter[str] = Counter()
+        texts = [str(row.ids) for row in self.rows]
+        return [f"{text} {seen.update([text]) or seen[text]}" for text in texts]
 
 
 class Item(NamedTuple):
@@ -107,7 +116,7 @@ class Gradients:
                 self._add(item)
                 finished += len(item.indices)
                 if number < len(items) and time.monotonic() - self._saved > self._cost / SAVING:
-                    self._save({**state, "done": number}, items[:number])
+                    self.save({**state, "done": number}, items[:number])
                 if progress:
                     progress(finished, total)
         self._check(items)
@@ -124,7 +133,7 @@ class Gradients:
             for handle in handles:
                 handle.remove()
 
-    def _save(self, state: Mapping[str, Any], items: Sequence[Item]) -> None:
+    def save(self, state: Mapping[str, Any], items: Sequence[Item]) -> None:
         """Save the sums with `state` and the losses so far, if they are sound."""
         started = time.monotonic()
         self._check(items)
@@ -162,7 +171,9 @@ class Gradients:
         row, (fraction, vocabulary, seed, _) = item.set.rows[index], self._labelling
         if fraction is None:
             return row
-        return randomized(row, fraction, vocabulary, key_of(seed, f"{item.set.label}\0{index}\0{item.draw}"))
+        return randomized(
+            row, fraction, vocabulary, key_of(seed, f"{item.set.label}\0{item.set.keys[index]}\0{item.draw}")
+        )
 
     def _backward(self, rows: Sequence[Tokens]) -> list[float]:
         losses = self._losses(rows)
@@ -188,6 +199,8 @@ class Gradients:
         targets = {label: sums[name] for label, sums in self._accumulators.sums.items()}
 
         def add(parameter: "torch.Tensor") -> None:
+            if not self._into:  # `_check` looks at the gradients itself
+                return
             gradient, parameter.grad = parameter.grad, None
             assert gradient is not None
             for label in self._into:
@@ -209,6 +222,7 @@ class Gradients:
         """Raise EditError where sums are not finite, with the first example to blame: NaN and Inf stay in a sum for good."""
         if not (bad := self._accumulators.not_finite()):
             return
+        self._into = []
         for item in items:
             if self._move and item.point is not None:
                 self._move(item.point)

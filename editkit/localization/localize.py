@@ -1,23 +1,29 @@
 """`localize`: find the parameters that hold given knowledge, within a budget, and write them down as a mask."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from editkit import __version__
 from editkit.checkpoint import disk
+from editkit.checkpoint.adapter import CONFIG as CONFIG_OF_ADAPTER
+from editkit.checkpoint.adapter import is_adapter, open_adapter
 from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.header import TensorInfo
+from editkit.checkpoint.layout import load_json
 from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.diffing.rendering import check_folder, to_json
-from editkit.errors import EditError
+from editkit.errors import EditError, listed
+from editkit.localization.choice import NothingSelected, allowances
 from editkit.localization.evidence import Evidence
 from editkit.localization.examples import described, encoded, fingerprint, overlap, read_sets
-from editkit.localization.gathering import gather, unfinished
+from editkit.localization.gathering import Gathered, gather, unfinished
 from editkit.localization.gradients import Set
 from editkit.localization.outcome import REPORT, Outcome
 from editkit.localization.rendering import write_pictures
@@ -28,9 +34,11 @@ from editkit.masks.units import Units, units_of
 from editkit.names import CONFIG
 from editkit.training.data import Examples
 from editkit.training.devices import place_of, precision
+from editkit.vectors.lowrank import LowRankVector
 from editkit.vectors.vector import refuse_quantized
 
 Source = str | os.PathLike[str]
+_BEFORE = "give the checkpoint that the model was tuned from"
 Stage = Callable[[str], AbstractContextManager[Progress | None]]
 
 
@@ -51,6 +59,11 @@ class Inputs:
 
         model = {**(one(self.model) or {}), "config": _heads(self.model.config or {})}
         return {"model": model, "adapter": one(self.layout if self.adapter else None), "base": one(self.base)}
+
+    def configs(self) -> str:
+        """The sha256 of what the configs say: gradients depend on them too."""
+        adapter = load_json(self.layout.path / CONFIG_OF_ADAPTER, self.layout.label) if self.adapter else None
+        return sha256(json.dumps([self.model.config, adapter], sort_keys=True).encode()).hexdigest()
 
 
 def _heads(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,55 +134,73 @@ def localize(
     with ExitStack() as stack:
         inputs = _open(stack, model, base)
         opened = [one for one in (inputs.model, inputs.layout, inputs.base) if one is not None]
-        check_folder(place, [*(str(one.source) for one in opened), *(one.label for one in examples.values())])
+        check_folder(Path(output), [*(str(one.source) for one in opened), *(one.label for one in examples.values())])
         infos, units = _units(inputs, settings, only)
+        if settings.budget:
+            allowances(settings, infos, units)
+        if inputs.base:
+            _refuse_unlike(inputs.model, inputs.base, () if settings.kind.additive else only)
         for one in opened:
             one.start_hashing()
+        _refuse_same(inputs)
         report: dict[str, Any] = {"schema": SCHEMA, "editkit": __version__, **inputs.described()}
-        gradients, path, sets = None, None, list[Set]()
+        gathered: Gathered | None = None
+        sets, left_out = list[Set](), list[str]()
         described_sets: dict[str, Any] = {"forget": None, "retain": None}
         if settings.accumulate:
             where = place_of(device)
             dtype = dtype or precision(inputs.model, where)
             sets, vocabulary = _encoded(inputs.model, examples, max_length, prompt_template)
-            begun = {
-                **report,
-                **settings.described(),
-                "only": list(only),
-                "dtype": dtype,
-                "control": control,
-                "sets": fingerprint(sets),
-            }
-            work = stack.enter_context(unfinished(place, begun, resume))
-            with stage("gradients") as progress:
+            asked = {"only": list(only), "dtype": dtype, "control": control, "examples": fingerprint(sets)}
+            asked["configs"] = inputs.configs()
+            work = stack.enter_context(unfinished(Path(output), {**report, **settings.gathering(), **asked}, resume))
+            with disk.writing(os.fspath(output)), stage("gradients") as progress:
                 subject = load(inputs.model, inputs.adapter, inputs.layout, only, dtype, where)
-                gradients, path = gather(
+                gathered = gather(
                     subject, sets, settings, work, base=inputs.base, offload=offload, vocabulary=vocabulary,
                     halves=control, threads=threads, progress=progress,
                 )  # fmt: skip
             reached = {info.name for info in subject.tensors}
+            left_out = [info.name for info in infos if info.name not in reached]
             infos = [info for info in infos if info.name in reached]
             described_sets |= {one.label: described(one, examples[one.label]) for one in sets}
         known: dict[str, Any] = {"base": inputs.base, "seed": seed, "mu": settings.mu}
-        evidence = Evidence(settings.kind, inputs.layout, units, gradients=gradients, **known)
+        evidence = Evidence(
+            settings.kind, inputs.layout, units, gradients=gathered.means if gathered else None, **known
+        )
         made_for = {"base": public_name(inputs.layout), "base_sha256": inputs.layout.sha256()}
-        with disk.staged(place) as folder:
+        with disk.writing(os.fspath(output)), disk.staged(place) as folder:
             outcome = Outcome(folder, settings, infos, evidence, made_for, threads)
-            with stage("scores") as progress:
-                found = outcome.write(progress)
+            try:
+                with stage("scores") as progress:
+                    found = outcome.write(progress)
+            except NothingSelected as error:
+                if gathered is None:
+                    raise
+                gathered.keep()
+                raise NothingSelected(f"{error} (--resume keeps the gradients)") from error
             report |= {
                 **described_sets,
-                "overlap": overlap(examples),
-                "settings": {**settings.described(), "only": list(only), "dtype": dtype},
-                "path": path,
+                "overlap": overlap(examples) if len(examples) > 1 else None,
+                "settings": {
+                    **settings.described(),
+                    "only": list(only),
+                    "dtype": dtype,
+                    "max_examples": max_examples,
+                    "max_length": max_length,
+                    "prompt_template": prompt_template,
+                },
+                "path": gathered.path if gathered else None,
                 **found,
                 "control": outcome.control() if control else None,
                 "stability": None,
             }
-            if control and gradients is not None and len(sets[0].rows) > 1:
+            if control and gathered and len(sets[0].rows) > 1:
                 halves = [-(-len(sets[0].rows) // 2), len(sets[0].rows) // 2]
-                report["stability"] = outcome.stability(gradients, halves, **known)
-            report["warnings"] = [*_warnings(report), *found["warnings"]]
+                report["stability"] = outcome.stability(gathered.means, halves, **known)
+            report["warnings"] = [*_warnings(report, forget is not None or retain is not None), *found["warnings"]]
+            if left_out:
+                report["warnings"].append(f"no parameters of the model, hence left out: {listed(left_out, limit=5)}")
             (folder / REPORT).write_text(to_json(report), "utf-8")
             write_pictures(report, folder)
             folder.replace(place)
@@ -178,6 +209,8 @@ def localize(
 
 def _open(stack: ExitStack, model: Source, base: Source | None) -> Inputs:
     weights, adapter = split(model)
+    if is_adapter(weights):
+        raise EditError(f"{weights} is an adapter: give MODEL+{weights}, to localize it on the model it belongs to")
     opened = stack.enter_context(open_checkpoint(weights))
     refuse_quantized(opened)
     layout = stack.enter_context(open_checkpoint(adapter)) if adapter else opened
@@ -186,7 +219,25 @@ def _open(stack: ExitStack, model: Source, base: Source | None) -> Inputs:
     before = stack.enter_context(open_checkpoint(base)) if base is not None else None
     if before is not None:
         refuse_quantized(before)
+    if adapter:
+        LowRankVector(open_adapter(adapter), opened)  # which refuses one that does not fit
     return Inputs(opened, adapter, layout, before)
+
+
+def _refuse_unlike(model: Checkpoint, base: Checkpoint, only: Sequence[str]) -> None:
+    tensors = base.tensors
+    needed = considered(model, only)
+    if unlike := [one.name for one in needed if one.name not in tensors or tensors[one.name].shape != one.shape]:
+        raise EditError(
+            f"{base.label} lacks {listed(unlike)} of {model.label}, or has them in another shape: {_BEFORE}"
+        )
+
+
+def _refuse_same(inputs: Inputs) -> None:
+    if inputs.base and inputs.base.sha256() == inputs.model.sha256():
+        raise EditError(
+            f"{inputs.base.label} has the weights of {inputs.model.label}, so nothing moved on the way: {_BEFORE}"
+        )
 
 
 def _units(inputs: Inputs, settings: Settings, only: Sequence[str]) -> tuple[list[TensorInfo], dict[str, Units]]:
@@ -220,14 +271,31 @@ def _encoded(
     return sets, config.vocab_size
 
 
-def _warnings(report: Mapping[str, Any]) -> list[str]:
+def _warnings(report: Mapping[str, Any], asked_for_examples: bool) -> list[str]:
     found = []
     if report["overlap"]:
         found.append(
             f"{report['overlap']} of the examples to forget are in the retain set too: what they have in common counts for both"
         )
+    if not report["settings"]["accumulate"] and asked_for_examples:
+        found.append(f"{report['settings']['method']} looks at no examples: the forget and retain sets were not read")
+    if report["control"] and (report["control"]["jaccard"] or 0) > 0.5:
+        found.append(
+            f"the control shares {report['control']['jaccard']:.0%} of the selection: too few units are of its size in a layer "
+            "for a random choice, so compare with a finer granularity or another method as well"
+        )
+    if report["control"] and report["control"]["selected"] < 0.9 * report["summary"]["selected"]:
+        found.append(
+            f"the control selects {report['control']['selected']:,} parameters, fewer than the {report['summary']['selected']:,} "
+            "that it is to be compared with: whole units at random do not add up to more"
+        )
     if report["control"] and report["forget"] and not report["stability"]:
-        found.append("the stability is unknown: one half of the examples to forget selects nothing by itself")
+        why = (
+            "one half of the examples selects nothing by itself"
+            if report["forget"]["examples"] > 1
+            else "one example has no halves"
+        )
+        found.append(f"the stability is unknown: {why}")
     if report["path"] and report["path"]["complete"] is False:
         worst = max(one["error"] for one in (report["path"]["forget"], report["path"]["retain"]) if one)
         found.append(

@@ -35,8 +35,8 @@ class Statistics(NamedTuple):
 class Method(NamedTuple):
     """score: Statistics -> one score per element, the higher the sooner selected; zero and below is never selected.
 
-    accumulate: ways to add up gradients, the first one by default; () needs none. retain, base: needs a retain set, a base
-    checkpoint. labels, draws: how labels are made by default. additive: a unit's score is the sum of its elements', not
+    accumulate: ways to add up gradients, the first one by default; () needs none. retain, base, weights: needs a retain set, a
+    base checkpoint, w (or w - w_base where a base is given). labels, draws: how labels are made by default. additive: a unit's score is the sum of its elements', not
     their mean. mu: default of its constant.
     """
 
@@ -46,6 +46,7 @@ class Method(NamedTuple):
     base: bool = False
     labels: str = "true"
     draws: int = 1
+    weights: bool = False
     additive: bool = False
     mu: float | None = None
 

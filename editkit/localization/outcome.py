@@ -1,7 +1,7 @@
 """The outcome of a localization: scores, masks and what the report says of them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from editkit.localization.choice import Choice, NothingSelected, choose
 from editkit.localization.evidence import OTHER, Evidence, GradientMeans
 from editkit.localization.gradients import HALF
 from editkit.localization.method import method
-from editkit.localization.selection import jaccard, random_entries, write_mask
+from editkit.localization.selection import overlap, random_entries, write_mask
 from editkit.localization.settings import Settings
 
 SCORES, MASK, REPORT, CONTROL = "scores.safetensors", "mask.safetensors", "localization.json", "control"
@@ -74,7 +74,7 @@ class Outcome:
             "top_units": report.top_units(settings, infos, scored, chosen, written),
             "tied": {copy: name for copy, name in self._copies.items() if name in written.selected},
             "histogram": report.histogram(choice.counts, choice.selected, total),
-            "warnings": _warnings(settings, choice),
+            "warnings": _warnings(settings, choice, everything["numel"], everything["selected"]),
         }
 
     def control(self) -> dict[str, Any]:
@@ -85,7 +85,9 @@ class Outcome:
         (self.folder / CONTROL).mkdir()
         path, record = self.folder / CONTROL / MASK, {**self._record, "method": "random", "seed": seed}
         written = write_mask(path, self.infos, entries, evidence.units, self._copies, record)
-        return {"mask": f"{CONTROL}/{MASK}", "seed": seed, "selected": sum(written.selected.values())}
+        shared = overlap(self._entries(self.folder / MASK), self._entries(path), self._sizes())
+        selected = sum(written.selected.values())
+        return {"mask": f"{CONTROL}/{MASK}", "seed": seed, "selected": selected, "jaccard": shared.jaccard}
 
     def stability(self, gradients: GradientMeans, halves: Sequence[int], **known: Any) -> dict[str, Any] | None:
         """Jaccard of the selections from two halves of the forget set, beside that of two random selections.
@@ -103,13 +105,18 @@ class Outcome:
                 choices.append(choose(settings, self.infos, evidence, sums, scored, evidence.scores, self._threads))
             except NothingSelected:
                 return None
-        sizes = {
-            info.name: 1 if settings.element else info.numel // self.evidence.units[info.name].count
-            for info in self.infos
-        }
-        share = sum(self.selected.values()) / sum(info.numel for info in self.infos)
-        found = jaccard(choices[0].entries, choices[1].entries, sizes)
-        return {"jaccard": found, "expected_of_random": share / (2 - share), "halves": list(halves)}
+        return {**overlap(choices[0].entries, choices[1].entries, self._sizes())._asdict(), "halves": list(halves)}
+
+    def _sizes(self) -> dict[str, int]:
+        """Elements behind one value of an entry of a mask."""
+        units, element = self.evidence.units, self.settings.element
+        return {info.name: 1 if element else info.numel // units[info.name].count for info in self.infos}
+
+    def _entries(self, path: Path) -> Iterator[tuple[TensorInfo, np.ndarray]]:
+        with open_checkpoint(path) as mask:
+            for info in self.infos:
+                entry = mask.array(info.name)
+                yield info, entry if self.settings.element else entry.view(np.bool_)
 
     def _write_scores(self, progress: Progress | None) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         infos, units, element = self.infos, self.evidence.units, self.settings.element
@@ -131,7 +138,15 @@ class Outcome:
         return scored, highest
 
 
-def _warnings(settings: Settings, choice: Choice) -> list[str]:
-    if not choice.short:
-        return []
-    return [f"{choice.short:,} {settings.granularity}s of the budget are not used: no other score is above zero"]
+def _warnings(settings: Settings, choice: Choice, numel: int, selected: int) -> list[str]:
+    if choice.short:
+        return [f"{choice.short:,} {settings.granularity}s of the budget are not used: no other score is above zero"]
+    if settings.budget is None and selected == numel:
+        return ["the thresholds select everything: lower --mu or raise --sigma"]
+    wanted = numel * (settings.budget.share or 0.0) if settings.budget else 0.0
+    if selected < 0.9 * wanted:
+        return [
+            f"the budget allows {wanted:,.0f} parameters and {selected:,} are selected: the next {settings.granularity} in the order "
+            "of scores has more than are left; a finer --granularity would use them"
+        ]
+    return []

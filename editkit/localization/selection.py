@@ -21,9 +21,9 @@ Entries = Iterable[tuple[TensorInfo, np.ndarray]]
 
 
 def layer_of(name: str) -> str:
-    """The layer of a tensor, as the name of a group: "model.layers.3", or "" outside of layers."""
+    """The layer of a tensor, as the name of a group: "model.layers.3"; outside of layers every tensor is its own."""
     place = parse(name)
-    return f"{place.stack}.{place.layer}" if place.layer is not None else ""
+    return f"{place.stack}.{place.layer}" if place.layer is not None else name
 
 
 class Written(NamedTuple):
@@ -80,17 +80,30 @@ def random_entries(
     return [(info, chosen[info.name]) for info in infos]
 
 
-def jaccard(one: Entries, other: Entries, sizes: Mapping[str, int]) -> float | None:
-    """Shared elements over those in either mask, of entries in the same order; None where both select nothing.
+class Overlap(NamedTuple):
+    """Shared elements over those in either mask, and what random masks with the same share of every tensor would have.
+
+    Both are None where both masks select nothing.
+    """
+
+    jaccard: float | None
+    expected_of_random: float | None
+
+
+def overlap(one: Entries, other: Entries, sizes: Mapping[str, int]) -> Overlap:
+    """How much two masks have in common. Their entries come in the same order.
 
     sizes: name -> elements behind one value of an entry of units; 1 for packed bits.
     """
-    both = either = 0
+    counts = np.zeros(4)  # in both, in one, in the other, expected in both
     for (info, left), (_, right) in zip(one, other, strict=True):
         left, right = (np.unpackbits(bits) if bits.dtype == np.uint8 else bits for bits in (left, right))
-        both += sizes[info.name] * int(np.count_nonzero(left & right))
-        either += sizes[info.name] * int(np.count_nonzero(left | right))
-    return both / either if either else None
+        both, first, second = (sizes[info.name] * int(np.count_nonzero(bits)) for bits in (left & right, left, right))
+        counts += (both, first, second, first * second / info.numel)
+    shared, total, expected = counts[0], counts[1] + counts[2], counts[3]
+    if not total:
+        return Overlap(None, None)
+    return Overlap(float(shared / (total - shared)), float(expected / (total - expected)))
 
 
 def _per_row(info: TensorInfo, bits: np.ndarray) -> np.ndarray:

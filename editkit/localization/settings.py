@@ -47,6 +47,11 @@ class Settings:
         """Whether single elements are selected, not units."""
         return self.granularity == "element"
 
+    def gathering(self) -> dict[str, Any]:
+        """What the gradients depend on: not the score that is made of them, nor how much is selected."""
+        keys = ("accumulate", "labels", "draws", "seed", "batch_size")
+        return {**{key: getattr(self, key) for key in keys}, "path": self.kind.additive}
+
     def described(self) -> dict[str, Any]:
         """As in localization.json."""
         return {**vars(self), "budget": str(self.budget) if self.budget else None}
@@ -92,19 +97,19 @@ def resolve(
     if kind.accumulate and not forget:
         problems.append(f"{name} needs examples to forget (--forget)")
     if kind.retain and not retain:
-        problems.append(f"{name} compares with examples to keep: give --retain")
+        problems.append(f"{name} compares with examples to keep, give --retain")
     if kind.base and not base:
-        problems.append(f"{name} follows the way from a base checkpoint: give --base")
+        problems.append(f"{name} follows the way from a base checkpoint, give --base")
     if base and not kind.base and name != "magnitude":
-        problems.append(f"{name} does not look at a base checkpoint: leave --base out")
+        problems.append(f"{name} does not look at a base checkpoint, leave --base out")
     if by_threshold and (name != "memflex" or mu is None):
         problems.append("--sigma goes with --mu and --method memflex")
     if mu is not None and name != "wagle" and not by_threshold:
         problems.append("--mu goes with --method wagle, or with --sigma and --method memflex")
     if by_threshold and (budget is not None or per_layer_budget):
-        problems.append("--mu and --sigma select by thresholds: leave the budget out")
+        problems.append("--mu and --sigma select by thresholds, leave the budget out")
     if by_threshold and granularity == "element":
-        problems.append("single elements have no cosine: with --mu and --sigma select tensors, rows or heads")
+        problems.append("single elements have no cosine, select tensors, rows or heads with --mu and --sigma")
     wrong = {"mu": mu, "sigma": sigma}
     problems += [
         f"{key} is {value}, must be a finite number"
@@ -113,8 +118,12 @@ def resolve(
     ]
     if name == "wagle" and mu is not None and mu <= 0:
         problems.append(f"mu is {mu}, must be above 0")
+    if sigma is not None and sigma < 0:
+        problems.append(f"sigma is {sigma}, must not be below 0")
+    if kind.additive and random_labels:
+        problems.append(f"{name} adds up to the drop of the loss with true labels: leave --labels out")
     if draws > 1 and not random_labels:
-        problems.append("several draws of true labels are the same: give --labels random:0.4 with --draws")
+        problems.append("several draws of true labels are the same, give --labels random:0.4 with --draws")
     counts = {"draws": draws, "batch_size": batch_size, "max_examples": max_examples}
     problems += [
         f"{key} is {value}, must be at least 1" for key, value in counts.items() if value is not None and value < 1
@@ -123,7 +132,7 @@ def resolve(
     if not 0 <= seed < 2**32:
         problems.append(f"seed is {seed}, must be in 0 ... 2**32 - 1")
     if problems:
-        raise EditError(f"these settings do not go together: {listed(problems)}")
+        raise EditError(f"localize cannot run: {'; '.join(problems)}")
     return Settings(
         method=name,
         granularity=granularity,

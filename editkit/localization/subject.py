@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editkit.checkpoint.adapter import open_adapter
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.reader import Checkpoint
 from editkit.checkpoint.ties import tied_copies
@@ -25,6 +24,8 @@ from editkit.training.trainer import quiet_transformers
 if TYPE_CHECKING:
     import torch
 
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
+"""Ends of the names of causal masks and rotary frequencies, which older files hold beside the weights."""
 Parts = Callable[[str, "torch.Tensor"], dict[str, "torch.Tensor"]]
 
 
@@ -52,15 +53,23 @@ def split(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     text = os.fspath(source)
     if "+" not in text or Path(text).expanduser().exists():
         return text, None
-    model, _, adapter = text.rpartition("+")
-    return model, adapter
+    places = [place for place, character in enumerate(text) if character == "+"]
+    there = [place for place in places if Path(text[:place]).expanduser().exists()]
+    place = there[0] if there else places[-1]
+    if not text[place + 1 :]:
+        raise EditError(f"{text} names no adapter: give MODEL+ADAPTER, or MODEL alone")
+    return text[:place], text[place + 1 :]
 
 
 def considered(layout: Checkpoint, only: Sequence[str]) -> list[TensorInfo]:
     """The tensors that a localization may select: floating, not empty, named by --only, and of tied copies the first."""
-    again = set(tied_copies(layout)[1:])
-    chosen = [layout.tensors[name] for name in select(layout.tensors, only) if name not in again]
-    found = [info for info in chosen if info.item.floating and info.numel]
+    copies = tied_copies(layout)
+    named = dict.fromkeys(copies[0] if name in copies else name for name in select(layout.tensors, only))
+    found = [
+        info
+        for name, info in layout.tensors.items()
+        if name in named and info.item.floating and info.numel and not name.endswith(_BUFFERS)
+    ]
     if not found:
         raise EditError(f"{layout.label}: --only leaves no floating-point tensor to localize")
     return found
@@ -84,9 +93,8 @@ def load(
     else:
         from peft import PeftModel
 
-        open_adapter(adapter)
         with quiet_transformers():
-            net = PeftModel.from_pretrained(net, adapter, is_trainable=True)
+            net = PeftModel.from_pretrained(net, layout.path, is_trainable=True)
         candidates = {name: tensor for name, tensor in net.named_parameters() if tensor.requires_grad}
         named = {tensor.data_ptr(): name for name, tensor in adapter_tensors(net).items()}
         stored = {name: named[tensor.data_ptr()] for name, tensor in candidates.items()}

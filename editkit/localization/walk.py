@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from editkit.checkpoint.reader import Checkpoint
-from editkit.errors import EditError, listed
 from editkit.localization.evidence import CARRIED, CARRIED_RETAIN, Evidence, GradientMeans
 from editkit.localization.gradients import Set
 from editkit.localization.method import Method
@@ -33,26 +32,15 @@ def midpoints(count: int, new: bool = False) -> list[float]:
 
 
 class Walk:
-    """Sets all weights of a loaded model to w_base + t * (w - w_base), tensor by tensor from the files.
-
-    Raises EditError that lists every tensor which the two checkpoints do not share.
-    """
+    """Sets all weights of a loaded model to w_base + t * (w - w_base), tensor by tensor from the files of both."""
 
     def __init__(self, subject: Subject, base: Checkpoint) -> None:
         self._subject, self._base, self._layout = subject, base, subject.layout
-        unlike = [
-            name
-            for name, info in self._layout.tensors.items()
-            if name not in base.tensors or base.tensors[name].shape != info.shape
-        ]
-        if unlike:
-            raise EditError(
-                f"{base.label} lacks {listed(unlike)} of {self._layout.label}, or has them in another shape: give the "
-                "checkpoint that the model was tuned from"
-            )
         everything = dict(subject.net.named_parameters())
         homes, whole = join(everything, subject.parts)
-        self._files = {home: file for file, home in homes.items() if file in whole}
+        self._files = {
+            home: file for file, home in reversed(homes.items()) if file in whole
+        }  # of tied copies the first
         self._fused: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if fused := everything.keys() - self._files.keys():  # transformers alone knows how to put them together
             before = dict(load_model(base).named_parameters())
@@ -91,7 +79,7 @@ def completeness(
 ) -> dict[str, Any]:
     """Whether the attributions of all parameters add up to the drop of the loss, as those of infinitely many points do.
 
-    `points`, `complete` (None where --only leaves parameters out), and for each set `attributed` and `drop` in nats per token,
+    `points`, `complete` (None where --only leaves parameters out, and where no loss changes on the way), and for each set `attributed` and `drop` in nats per token,
     with `error`, their difference as a share of the larger drop of the two sets. ends: of `Walk.ends`.
     """
     units = {info.name: Units("tensor", 1, info.rows, 1) for info in subject.tensors}
@@ -105,7 +93,6 @@ def completeness(
             attributed = sum(float(one[:, place].sum()) for one in sums.values())
             error = abs(attributed - drops[label]) / largest if everything and largest else None
             found[label] = {"attributed": attributed, "drop": drops[label], "error": error}
-    if everything:
-        errors = [found[label]["error"] for label in drops]
-        found["complete"] = all(error is not None and error <= TOLERANCE for error in errors)
+    if everything and largest:
+        found["complete"] = all(found[label]["error"] <= TOLERANCE for label in drops)
     return found

@@ -27,7 +27,7 @@ FORMAT = "editkit.mask/1"
 class Mask:
     """The mask in a file, or in a folder that holds `mask.safetensors`, checked against `base`.
 
-    names: the tensors it has an entry for, in the order of `base`. record: what a file of `localize` says of itself, else {}.
+    names: the tensors of which it selects something, in the order of `base`. record: what a file of `localize` says of itself, else {}.
 
     Raises EditError that lists names `base` lacks, shapes that fit no granularity, other dtypes, a mask that selects
     nothing, and one made for other weights than `base` has, unless `allow_other_base`.
@@ -35,15 +35,17 @@ class Mask:
 
     def __init__(self, source: str | os.PathLike[str], base: Checkpoint, *, allow_other_base: bool = False) -> None:
         path = Path(source)
-        self.file, self._config = open_checkpoint(path / FILE if (path / FILE).exists() else path), base.config
+        if path.is_dir() and not (path / FILE).exists():
+            raise EditError(f"{source} has no {FILE}: give a mask file, or the folder of a localization")
+        self.file, self._config = open_checkpoint(path / FILE if path.is_dir() else path), base.config
         try:
             self.record = _record(self.file)
             self._refuse_misfits(os.fspath(source), base)
             if not allow_other_base:
                 self._refuse_other_base(os.fspath(source), base)
-            self.names = [name for name in base.tensors if name in self.file.tensors]
-            if not any(self.selected(base.tensors[name]) for name in self.names):
-                raise EditError(f"{source} selects nothing: its {len(self.names)} entries are all false")
+            self.names = [name for name, info in base.tensors.items() if self.selected(info)]
+            if not self.names:
+                raise EditError(f"{source} selects nothing: its {len(self.file)} entries are all false")
         except BaseException:
             self.file.close()
             raise

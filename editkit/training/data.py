@@ -113,6 +113,8 @@ def _check(examples: Examples) -> None:
                 faults.setdefault(f"without {key!r}", []).append(number)
             elif not right(row[key]):
                 faults.setdefault(f"with {key!r} that is not {what}", []).append(number)
+            elif not _writable(row[key]):
+                faults.setdefault(f"with {key!r} that is not UTF-8", []).append(number)
             elif key == examples.keys[-1] and not row[key]:
                 faults.setdefault(f"with an empty {key!r}", []).append(number)
     if faults:
@@ -120,6 +122,15 @@ def _check(examples: Examples) -> None:
         raise EditError(
             f"{examples.label} (read as {examples.format}): {said}: every row needs {' and '.join(examples.keys)}"
         )
+
+
+def _writable(value: Any) -> bool:
+    """Whether a value has no unpaired surrogates, which JSON can hold and UTF-8 cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _are_messages(value: Any) -> bool:
@@ -139,7 +150,7 @@ def _read_jsonl(path: Path, label: str) -> list[tuple[int, Any]]:
         if line.strip():
             try:
                 numbered.append((number, json.loads(line)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 broken.append((number, error))
     if broken:
         where = _at("line", [number for number, _ in broken])
@@ -151,6 +162,8 @@ def _read_json(path: Path, label: str) -> list[tuple[int, Any]]:
     text = path.read_text("utf-8-sig")
     try:
         rows = json.loads(text) if text.strip() else []
+    except RecursionError as error:
+        raise EditError(f"{label} is nested too deeply: give a list of plain objects") from error
     except json.JSONDecodeError as error:
         raise EditError(
             f"{label}: line {error.lineno} is broken JSON ({error}): objects line by line are .jsonl"

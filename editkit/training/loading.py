@@ -7,6 +7,7 @@ True
 """
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import EditError, listed
@@ -14,6 +15,9 @@ from editkit.training.trainer import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
+
+_NAMES: WeakKeyDictionary[Any, dict[int, list[str]]] = WeakKeyDictionary()
+"""Of every loaded model: the names of each parameter, several where it is tied, by its id."""
 
 
 def load_config(base: Checkpoint) -> Any:
@@ -82,9 +86,12 @@ def file_parts(model: Any, base: Checkpoint, name: str, tensor: "torch.Tensor") 
     name: as in `model.named_parameters()`. tensor: of the parameter's shape. Fused experts come as one tensor for each, a
     tied weight under every name that the files have for it. Raises EditError as `file_tensors` does.
     """
-    parameter = model.get_parameter(name)
-    names = [other for other, one in model.named_parameters(remove_duplicate=False) if one is parameter]
-    return _joined(model, base, dict.fromkeys(names, tensor))
+    if model not in _NAMES:
+        found: dict[int, list[str]] = {}
+        for other, one in model.named_parameters(remove_duplicate=False):
+            found.setdefault(id(one), []).append(other)
+        _NAMES[model] = found
+    return _joined(model, base, dict.fromkeys(_NAMES[model][id(model.get_parameter(name))], tensor))
 
 
 def _joined(model: Any, base: Checkpoint, state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":

@@ -69,7 +69,7 @@ def outside_mask(report: Report) -> list[tuple[str, str]]:
 def _strayed(item: Mapping[str, Any]) -> str:
     said = [] if item["kind"] == "changed" else [item["kind"]]
     if n := item["changed"]:
-        said.append(f"{n:,} {plural('element', n)} changed, the first is number {item['first_index']:,}")
+        said.append(f"{n:,} {plural('element', n)} changed, first at index {item['first_index']:,}, counted from 0")
     return ", ".join(said)
 
 
@@ -85,8 +85,8 @@ def survival_text(report: Report) -> str:
     if not found:
         return ""
     shares = " and ".join(f"{share(value)} after quantization to {bits} bits" for bits, value in found)
-    changed = count(report["summary"]["changed"])
-    return f"Of the {changed} changed elements would still differ: {shares} (round to nearest). The rest is lost."
+    changed = report["summary"]["changed"]
+    return f"Of the {count(changed)} changed {plural('element', changed)} would still differ: {shares} (round to nearest). The rest is lost."
 
 
 def warnings(report: Report) -> list[str]:

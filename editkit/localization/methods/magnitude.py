@@ -14,4 +14,4 @@ def score(known: Statistics) -> np.ndarray:
     return np.abs(known.weights if known.delta is None else known.delta)
 
 
-METHOD = Method(score, accumulate=())
+METHOD = Method(score, accumulate=(), weights=True)

@@ -9,6 +9,9 @@ model, so a budget ranks by both at once, without a scale:
 with the cosine over the unit (tensor, row or head; for single elements, over their tensor). The mean over a unit is
 mean |G_F| * (1 - cos). This product is ours; `--mu` with `--sigma` selects as the paper does.
 
+As in the paper, both gradients are by default of answers with 40 % of their tokens replaced at random, in three draws: a
+model that has memorised an answer has hardly any gradient on it as it is. The loss in the report is of those answers.
+
 >>> score(Statistics(forget=np.array([[2.0, -1.0]]), cosine=np.array([[0.5]])))
 array([[1. , 0.5]])
 """

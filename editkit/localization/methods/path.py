@@ -27,4 +27,4 @@ def score(known: Statistics) -> np.ndarray:
     return -known.delta * (known.forget if known.retain is None else known.forget - known.retain)
 
 
-METHOD = Method(score, accumulate=("signed",), base=True, additive=True)
+METHOD = Method(score, accumulate=("signed",), base=True, additive=True, weights=True)

@@ -16,4 +16,4 @@ def score(known: Statistics) -> np.ndarray:
     return np.abs(known.forget * known.weights)
 
 
-METHOD = Method(score, accumulate=("signed", "absolute", "squared"))
+METHOD = Method(score, accumulate=("signed", "absolute", "squared"), weights=True)

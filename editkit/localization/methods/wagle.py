@@ -21,4 +21,4 @@ def score(known: Statistics) -> np.ndarray:
     return np.abs((known.weights - known.retain / known.mu) * known.forget)
 
 
-METHOD = Method(score, accumulate=("signed",), retain=True, mu=1e-6)
+METHOD = Method(score, accumulate=("signed",), retain=True, mu=1e-6, weights=True)

@@ -15,6 +15,7 @@ from editkit.localization.rendering.rows import expert_maps, stack_maps
 Report = Mapping[str, Any]
 
 SIDES = ("forget", "retain")
+_SUMS = {"drop": "drop of the loss", "attributed": "attributed to parameters"}
 _PROOFS = {"control": "a random mask to compare with", "stability": "the overlap of two halves of the forget set"}
 
 
@@ -53,6 +54,7 @@ def to_html(report: Report) -> str:
         settings=_settings(report),
         data=[(side, *_data(report[side])) for side in SIDES if report.get(side)],
         gradient=gradient,
+        labels=wording.labels(report),
         files=[
             (part, report[part].get("sha256") or {}) for part in ("model", "adapter", "base") if report.get(part)
         ],
@@ -68,12 +70,16 @@ def _strip(report: Report) -> list[tuple[str, str, str]]:
         (
             "Selected",
             share(summary["selected_fraction"]),
-            f"{count(summary['selected'])} of {count(summary['numel'])} parameters",
+            f"{count(summary['selected'])} of {wording.considered(report)}",
         )
     ]
     if unit in ("row", "head"):
         found.append(
-            (f"{unit.capitalize()}s", count(summary["units_selected"]), f"selected, of {count(summary['units'])}")
+            (
+                f"{unit.capitalize()}s",
+                count(summary["units_selected"]),
+                f"selected, of {count(summary['units'])}{f', {wording.HEAD}' if unit == 'head' else ''}",
+            )
         )
     found.append(
         ("Tensors", f"{sum(row['selected'] > 0 for row in tensors):,}", f"with a selection, of {len(tensors):,}")
@@ -82,11 +88,14 @@ def _strip(report: Report) -> list[tuple[str, str, str]]:
     if sigma is not None:
         found.append(("Thresholds", f"mu {mu:g}", f"for the cosine, and sigma {sigma:g} for mean |G_F|"))
     elif summary["threshold"] is not None:
-        found.append(("Threshold", number(summary["threshold"]), "lowest selected score"))
+        note = ", ".join(filter(None, ("lowest selected score", wording.score(report["settings"]))))
+        found.append(("Threshold", number(summary["threshold"]), note))
     for side in SIDES:
         if report.get(side) and report[side]["loss"] is not None:
             mean, _, spread = wording.loss(report[side]).partition(" ± ")
             note = f"nats per token, {f'sd {spread}, ' if spread else ''}n = {report[side]['examples']:,} examples"
+            if said := wording.labels(report):
+                note += f"; of the tokens in the loss, {said.replace(' of them', '')}"
             found.append((f"{side.capitalize()} loss", mean, note))
     return found  # fmt: skip
 
@@ -115,7 +124,7 @@ def _top(units: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             + printable(unit["name"]),
             "bar": round(100 * max(value(unit), 0) / largest, 2) if largest > 0 else 0,
             "value": count(unit["selected"]) if unit["score"] is None else number(unit["score"]),
-            "note": f"{share(unit['selected'] / unit['numel'])} of {count(unit['numel'])} parameters selected",
+            "note": f"{share(unit['selected'] / unit['numel'])} of {count(unit['numel'])} parameters",
         }
         for unit in units
     ]
@@ -125,7 +134,7 @@ def _stability_bars(report: Report) -> list[dict[str, Any]]:
     found = report.get("stability")
     if not found:
         return []
-    texts = (("jaccard", "two halves of the forget set"), ("expected_of_random", "two random selections"))
+    texts = (("jaccard", "two halves of the forget set"), ("expected_of_random", "random, same share of every tensor"))
     return [
         {"name": name, "bar": round(100 * (found[key] or 0), 2), "value": wording.overlap(found[key]), "note": "Jaccard, 0 to 1"}
         for key, name in texts
@@ -135,11 +144,11 @@ def _stability_bars(report: Report) -> list[dict[str, Any]]:
 def _path_bars(report: Report) -> list[dict[str, Any]]:
     path = report.get("path") or {}
     sides = [(side, path[side]) for side in SIDES if path.get(side)]
-    largest = max((abs(one[key]) for _, one in sides for key in ("attributed", "drop")), default=0)
+    largest = max((abs(one[key]) for _, one in sides for key in _SUMS), default=0)
     return [
-        {"name": f"{side}: {text}", "bar": round(100 * abs(one[key]) / largest, 2) if largest else 0, "value": f"{one[key]:.4g}", "note": "nats"}
+        {"name": f"{side}: {text}", "bar": round(100 * abs(one[key]) / largest, 2) if largest else 0, "value": value, "note": "nats per token"}
         for side, one in sides
-        for key, text in (("attributed", "attributed to parameters"), ("drop", "drop of the loss"))
+        for (key, text), value in zip(_SUMS.items(), wording.alike(*(one[key] for key in _SUMS)), strict=True)
     ]  # fmt: skip
 
 
@@ -152,11 +161,12 @@ def _settings(report: Report) -> list[tuple[str, str]]:
         return "none" if value is None else printable(str(value))
 
     shown = ("accumulate", "labels", "draws", "only", "seed", "dtype", "batch_size")
+    asked = (key for key in ("max_examples", "max_length", "prompt_template") if settings.get(key) is not None)
     return [
         ("method", printable(settings["method"])),
         ("granularity", settings["granularity"]),
         ("budget", printable(wording.budget(settings))),
-        *((key.replace("_", " "), text(settings.get(key))) for key in shown),
+        *((key.replace("_", " "), text(settings.get(key))) for key in (*shown, *asked)),
         *(("examples in both sets", f"{report['overlap']:,}") for _ in [0] if report.get("overlap") is not None),
     ]
 
@@ -179,7 +189,7 @@ def _table(report: Report) -> tuple[Columns, Rows]:
         ("units_selected", "units selected", "count", "rows, heads or tensors"),
         ("score_mean", "mean score", "number", "over the units"),
         ("score_max", "highest score", "number", "of a unit"),
-        ("cosine", "cosine", "cosine", "of the forget and the retain gradient"),
+        ("cosine", "cosine", "number", "of the forget and the retain gradient"),
         ("mean_abs_forget", "mean |G_F|", "number", f"forget set: {gradient}"),
         ("mean_abs_retain", "mean |G_R|", "number", f"retain set: {gradient}"),
         ("attribution_forget", "attributed, forget", "number", "drop of the forget loss along the path, nats"),

@@ -5,6 +5,7 @@ from typing import Any
 
 from editkit.diffing.measures import count, number, share
 from editkit.diffing.rendering.charts import PALETTE, power
+from editkit.diffing.rendering.heatmap import outside
 from editkit.diffing.rendering.picture import (
     CELL,
     INK,
@@ -27,21 +28,21 @@ from editkit.localization.rendering import wording
 from editkit.localization.rendering.charts import bins, ticks
 from editkit.localization.rendering.rows import known_scales, stack_maps
 
-_SCORES = 1.4  # inches
+_SCORES, _OUTSIDE = 1.4, 6  # inches; tensors beside heatmaps
 
 
 def to_png(report: Mapping[str, Any]) -> bytes:
     """The PNG: for each stack the selected share per layer and of modules x layers, then the scores and the threshold.
 
-    Hollow cells have nothing selected, hatched ones do not exist. A model without layers gets its tensors as bars. Same
+    Hollow cells have nothing selected, hatched ones do not exist. Tensors outside of layers are bars. Same
     report, same bytes (with one version of matplotlib).
     """
     maps, summary = stack_maps(report), report["summary"]
     shown = fitting(maps)
-    top = (
-        [] if maps else sorted(report["tensors"], key=lambda row: (-row["selected_fraction"], -row["numel"]))[:TENSORS]
-    )
-    heights = [height for map_ in shown for height in heights_of(map_)] or [CELL * max(len(top), 1)]
+    alone = sorted(outside(report), key=lambda row: (-row["selected"], -row["numel"]))
+    top = alone[: _OUTSIDE if maps else TENSORS]
+    heights = [height for map_ in shown for height in heights_of(map_)]
+    heights += [CELL * len(top)] if top else []
     touched = sum(row["selected"] > 0 for row in report["tensors"])
     of_tensors = f"{touched:,} of {len(report['tensors']):,} {plural('tensor', len(report['tensors']))}"
     text = (
@@ -52,19 +53,22 @@ def to_png(report: Mapping[str, Any]) -> bytes:
         names = f"{ascii_of(report['settings']['method'])} in {ascii_of(wording.names(report))}"
         draw_title(figure, names, text + left_out(len(maps) - len(shown), "localization.html"))
         scale = known_scales(maps)["selected_fraction"]
-        for map_, bars, cells in zip(shown, axes[:-1:2], axes[1:-1:2], strict=False):
+        for map_, bars, cells in zip(shown, axes[::2], axes[1::2], strict=False):
             draw_shares(bars, map_, map_.title if len(maps) > 1 else "", "selected", "parameters")
             draw_cells(cells, map_, scale, "selected_fraction", "selected")
         if maps and scale.high:
             draw_scale(figure, scale, "selected", "share of parameters")
-        if not maps:
+        if top:
             notes = [f"{count(row['selected'])} of {count(row['numel'])} parameters" for row in top]
             values = [100 * row["selected_fraction"] for row in top]
-            draw_tensors(axes[0], top, values, notes, "selected (% of parameters)")
+            more = f"; the {len(top)} of {len(alone)} tensors with most" if len(top) < len(alone) else ""
+            draw_tensors(axes[-2], top, values, notes, f"selected (% of parameters{more})")
+            if maps:
+                axes[-2].set_title("outside the layers", loc="left", fontsize=8, fontweight="bold", pad=4)
         _draw_scores(axes[-1], report)
 
     return painted(
-        [*heights, _SCORES], max(len(shown), 1) + 1, max((len(map_.columns) for map_ in shown), default=20), draw
+        [*heights, _SCORES], len(shown) + bool(top) + 1, max((len(map_.columns) for map_ in shown), default=20), draw
     )
 
 

@@ -6,12 +6,11 @@ from typing import Any
 from editkit.diffing.measures import UNDEFINED, count, number, share
 from editkit.diffing.rendering.heatmap import Row
 from editkit.diffing.rendering.table import BAR_CELLS, Sheet, bar, fitting
-from editkit.diffing.rendering.wording import plural
 from editkit.errors import printable
 from editkit.localization.rendering import wording
 from editkit.localization.rendering.rows import MEASURES, modules
 
-TOP = 10
+TOP, ROOM = 10, 12  # modules, where there are more than there is room for
 _MEASURED = {"cosine": "cosine", "mean |G_F|": "mean_abs_forget", "attribution": "attribution_forget"}
 
 
@@ -22,6 +21,7 @@ def modules_table(report: Mapping[str, Any], *, color: bool) -> str:
     from rich.text import Text
 
     sheet, rows = Sheet(color), modules(report)
+    top = rows if len(rows) <= ROOM else rows[:TOP]
     sheet.say(wording.names(report), "dim")
     sheet.say(wording.headline(report), "bold")
     for side in ("forget", "retain"):
@@ -29,7 +29,7 @@ def modules_table(report: Mapping[str, Any], *, color: bool) -> str:
             sheet.say(text)
     if rows:
         known = [label for label, key in _MEASURED.items() if any(row[key] is not None for row in rows)]
-        names = [printable(row["module"]) for row in rows[:TOP]]
+        names = [printable(row["module"]) for row in top]
         shown = fitting(("of selection", "selected", "of module", "layers", *known), sheet.width - max(map(len, names)))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
         table.add_column("module", overflow="fold")
@@ -37,13 +37,13 @@ def modules_table(report: Mapping[str, Any], *, color: bool) -> str:
         table.add_column("", no_wrap=True, style="cyan", width=BAR_CELLS)
         for label in shown[1:]:
             table.add_column(label, justify="right", no_wrap=True)
-        for name, row in zip(names, rows, strict=False):
+        for name, row in zip(names, top, strict=True):
             texts = _cells(row)
             length = bar(row["selected"] / rows[0]["selected"])
             table.add_row(Text(name), texts["of selection"], length, *(texts[label] for label in shown[1:]))
         sheet.console.print(table)
-        if len(rows) > TOP:
-            sheet.say(f"{len(rows) - TOP:,} more {plural('module', len(rows) - TOP)} with a selection.", "dim")
+        if len(rows) > len(top):
+            sheet.say(f"{len(rows) - TOP:,} more modules with a selection.", "dim")
     for text in filter(None, (wording.stability(report), wording.control(report), wording.path(report))):
         sheet.say(text)
     if rows:

@@ -1,10 +1,11 @@
 """A localization in sentences: what was selected, from what, and how far to trust it. Every number with unit and n.
 
 >>> budget({"method": "salun", "granularity": "row", "budget": "4", "per_layer_budget": True, "mu": None, "sigma": None})
-'4 rows of every layer'
+'4 rows of every layer, and of every tensor outside of layers'
 """
 
 from collections.abc import Mapping
+from math import floor, log10
 from typing import Any
 
 from editkit.diffing.measures import UNDEFINED, count, number, share
@@ -12,20 +13,26 @@ from editkit.diffing.rendering.wording import plural
 from editkit.errors import printable
 
 Report = Mapping[str, Any]
+HEAD = "each one head of one projection: q, k, v or o"
+_SCORES = {
+    "memflex": "nats per weight unit", "salun": "nats per weight unit", "snip": "nats", "wagle": "nats", "path": "nats per token",
+    "magnitude": "weight units",
+}  # fmt: skip
 
 
 def headline(report: Report) -> str:
     """What was selected, and where most of it lies."""
     summary, settings, tensors = report["summary"], report["settings"], report["tensors"]
     touched = f"{sum(row['selected'] > 0 for row in tensors):,} of {len(tensors):,} {plural('tensor', len(tensors))}"
-    unit = settings["granularity"]
+    unit, of_heads = settings["granularity"], settings["granularity"] == "head"
     chosen = f"{summary['units_selected']:,} of {count(summary['units'])} {plural(unit, summary['units'])}"
+    chosen += f" ({HEAD})" if of_heads else ""
     how = {"element": f"element by element, in {touched}", "tensor": f"as {touched}"}.get(
         unit, f"as {chosen} in {touched}"
     )
     text = (
-        f"{printable(settings['method'])} selected {share(summary['selected_fraction'])} of {count(summary['numel'])} "
-        f"{plural('parameter', summary['numel'])} ({count(summary['selected'])}), {how}."
+        f"{printable(settings['method'])} selected {share(summary['selected_fraction'])} of {considered(report)} "
+        f"({count(summary['selected'])}), {how}."
     )
     layers = [row for row in report["layers"] if row["selected"]]
     if len(report["layers"]) < 2 or not layers:
@@ -38,6 +45,13 @@ def headline(report: Report) -> str:
     if top["selected"] == summary["selected"]:
         return f"{text} All of them lie {where}."
     return f"{text} The largest part, {share(top['selected'] / summary['selected'])} of the selection, lies {where}."
+
+
+def considered(report: Report) -> str:
+    """What the selected share is a share of."""
+    numel = report["summary"]["numel"]
+    projections = " of the attention projections" if report["settings"]["granularity"] == "head" else ""
+    return f"{count(numel)} {plural('parameter', numel)}{projections}"
 
 
 def names(report: Report) -> str:
@@ -56,7 +70,7 @@ def budget(settings: Mapping[str, Any]) -> str:
     asked = settings["budget"]
     unit = settings["granularity"]
     text = f"{asked[:-1].strip()} % of the parameters" if asked.endswith("%") else f"{asked} {plural(unit, int(asked))}"
-    return text + (" of every layer" if settings["per_layer_budget"] else "")
+    return text + (" of every layer, and of every tensor outside of layers" if settings["per_layer_budget"] else "")
 
 
 def gradient(settings: Mapping[str, Any]) -> str:
@@ -67,6 +81,21 @@ def gradient(settings: Mapping[str, Any]) -> str:
     }.get(
         settings.get("accumulate") or "", "mean |gradient of the mean loss| over the parameters, nats per weight unit"
     )
+
+
+def score(settings: Mapping[str, Any]) -> str:
+    """The unit of a score; "" where it has none, as a ratio, or that of something squared."""
+    return "" if settings.get("accumulate") == "squared" else _SCORES.get(settings["method"], "")
+
+
+def labels(report: Report) -> str:
+    """What was done to the answers that losses and gradients are of; "" where nothing was."""
+    settings = report["settings"]
+    kind, _, fraction = (settings.get("labels") or "").partition(":")
+    if kind != "random" or report.get("path"):  # losses at the ends of a path are always of true answers
+        return ""
+    draws = settings["draws"]
+    return f"{100 * float(fraction):.3g} % of them replaced at random, {draws:,} {plural('draw', draws)}"
 
 
 def loss(data: Mapping[str, Any] | None) -> str:
@@ -86,9 +115,10 @@ def data(report: Report, side: str) -> str:
     text = f"{side.capitalize()} set {printable(found['name'])}: n = {examples:,} {plural('example', examples)}"
     if found["loss"] is None:
         return f"{text}."
+    replaced = f" ({said})" if (said := labels(report)) else ""
     return (
-        f"{text}, {count(tokens)} {plural('token', tokens)} in the loss, {loss(found)} nats per token (mean ± sd over "
-        "examples)."
+        f"{text}, {count(tokens)} {plural('token', tokens)} in the loss{replaced}, {loss(found)} nats per token (mean ± sd "
+        "over examples)."
     )
 
 
@@ -100,7 +130,7 @@ def stability(report: Report) -> str:
     first, second = found["halves"]
     return (
         f"Stability: the selections from two halves of the forget set (n = {first:,} and {second:,} examples) have a Jaccard "
-        f"overlap of {overlap(found['jaccard'])}; random ones of that size would have {overlap(found['expected_of_random'])}."
+        f"overlap of {overlap(found['jaccard'])}; random ones with the same share of every tensor would have {overlap(found['expected_of_random'])}."
     )
 
 
@@ -114,9 +144,11 @@ def control(report: Report) -> str:
     found = report.get("control")
     if not found:
         return ""
+    shared = found.get("jaccard")
     return (
         f"Control: {printable(found['mask'])} selects {count(found['selected'])} parameters at random (seed "
-        f"{found['seed']}), where the selection has {count(report['summary']['selected'])}."
+        f"{found['seed']}), where the selection has {count(report['summary']['selected'])}"
+        f"{'' if shared is None else f'; their Jaccard overlap is {overlap(shared)}'}."
     )
 
 
@@ -125,9 +157,22 @@ def path(report: Report) -> str:
     found = report.get("path")
     if not found:
         return ""
-    sides = (
-        f"for the {side} set {one['attributed']:.4g} of {one['drop']:.4g} nats (error {share(one['error'])})"
-        for side in ("forget", "retain")
-        if (one := found.get(side))
-    )
-    return f"Completeness over {found['points']} points of the path, attributed and dropped: {', '.join(sides)}."
+    sides = (_completed(side, one) for side in ("forget", "retain") if (one := found.get(side)))
+    return f"Completeness over {found['points']:,} points of the path: {'; '.join(sides)}."
+
+
+def _completed(side: str, one: Mapping[str, Any]) -> str:
+    attributed, drop = alike(one["attributed"], one["drop"])
+    error = "some parameters were left out" if one["error"] is None else f"error {share(one['error'])}"
+    return f"the {side} loss fell by {drop} nats per token, and the attributions add up to {attributed} ({error})"
+
+
+def alike(*values: float) -> list[str]:
+    """Numbers to compare, all with the same decimals, and four digits of the largest.
+
+    >>> alike(6.5954, 6.55)
+    ['6.595', '6.550']
+    """
+    largest = max(map(abs, values))
+    decimals = max(0, 3 - floor(log10(largest))) if largest else 0
+    return [f"{value:.{decimals}f}" for value in values]
