@@ -3,7 +3,7 @@
     python benchmarks/localized.py WORKDIR [--shared ../shared] [--seeds 3] [--output localized.json]
 
 tofu-tiny/full knows both sets by heart. It forgets until its token accuracy on the forget set, with the true answer as input,
-has fallen to 50 %; what counts is the token accuracy left on the retain set. Two ways, both confined to a region:
+has fallen to 50 % (to within 1 %); what counts is the token accuracy left on the retain set. Two ways, both confined to a region:
 
     negation    full - alpha * tau, with tau = base fine-tuned on the forget set - base; alpha found by bisection
     gradient    steps of Adam on -0.4 x forget loss + 2.0 x retain loss, the last one shortened by bisection
@@ -39,12 +39,8 @@ from editkit.training.masking import selection
 Tensors = Mapping[str, torch.Tensor]
 
 METHODS = ("memflex", "salun", "wagle", "fisher", "snip", "path", "magnitude", "random")
-BLIND, ONE_SET, WITH_BASE, DRAWN = (
-    ("magnitude", "random"),
-    ("salun", "snip"),
-    ("path", "magnitude"),
-    ("memflex", "random"),
-)
+BLIND, ONE_SET = ("magnitude", "random"), ("salun", "snip")  # what looks at no examples, and at no retain set
+WITH_BASE, DRAWN = ("path", "magnitude"), ("memflex", "random")
 FULL, DEFAULT, BUDGETS = "full", "element 5%", ("element 5%", "element 10%", "element 20%", "tensor 20%")
 LEVEL, NEAR, STRONGEST, MOST_STEPS = 0.5, 0.01, 64.0, 60
 TRAINING: dict[str, Any] = {"steps": 60, "lr": 5e-4, "batch_size": 16}
@@ -192,10 +188,6 @@ class Kept(NamedTuple):
     each: np.ndarray
     seeds: list[float]
 
-    @property
-    def reached(self) -> bool:
-        return None not in self.far
-
 
 def keep(bed: Testbed, way: str, region: str, seeds: int) -> Kept:
     found = [outcome(bed, way, region, seed) for seed in range(seeds)]
@@ -210,13 +202,9 @@ def bootstrap(values: np.ndarray) -> tuple[float, float, float]:
     return 100 * float(values.mean()), 100 * float(low), 100 * float(high)
 
 
-def interval(values: np.ndarray) -> str:
-    return "{:.1f} % [{:.1f}, {:.1f}]".format(*bootstrap(values))
-
-
 def against(kept: Kept, other: Kept) -> str:
     """The paired difference in points; no better: its interval holds 0."""
-    if not (kept.reached and other.reached) or kept is other:
+    if None in kept.far + other.far or kept.each is other.each:
         return "-"
     mean, low, high = bootstrap(kept.each - other.each)
     verdict = "better" if low > 0 else "worse" if high < 0 else "no better"
@@ -226,10 +214,11 @@ def against(kept: Kept, other: Kept) -> str:
 def row(kept: Kept) -> str:
     """How far, what is kept, and the spread over the seeds."""
     far = [one for one in kept.far if one is not None]
-    if not kept.reached:
+    if None in kept.far:
         return f"level not reached by {len(kept.far) - len(far)} of {len(kept.far)} seeds | - | -"
-    spread = f"{min(kept.seeds):.1%} to {max(kept.seeds):.1%}"
-    return f"{np.mean(far):.2f} ({min(far):.2f} to {max(far):.2f}) | {interval(kept.each)} | {spread}"
+    mean, low, high = bootstrap(kept.each)
+    spread = f"{100 * min(kept.seeds):.1f} to {100 * max(kept.seeds):.1f}"
+    return f"{np.mean(far):.2f} ({min(far):.2f} to {max(far):.2f}) | {mean:.1f} [{low:.1f}, {high:.1f}] | {spread}"
 
 
 def methods_table(bed: Testbed, way: str, seeds: int) -> tuple[str, dict[str, Kept]]:
@@ -237,7 +226,7 @@ def methods_table(bed: Testbed, way: str, seeds: int) -> tuple[str, dict[str, Ke
     found = {region: keep(bed, way, region, seeds) for region in (FULL, *(f"{name} {DEFAULT}" for name in METHODS))}
     chance = found[f"random {DEFAULT}"]
     lines = [
-        f"| {way} | {WAYS[way][1]}: mean (min to max) | retain accuracy [95 %] | seeds, min to max | "
+        f"| {way} | {WAYS[way][1]}: mean (min to max) | retain accuracy, % [95 %] | seeds, min to max | "
         "to random, points [95 %] | to the full model, points [95 %] | to its control, points [95 %] |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -253,24 +242,20 @@ def budgets_table(bed: Testbed, methods: Sequence[str], seeds: int) -> str:
     """Negation at several budgets, and what `editkit diff --mask` says of the first seed's edit."""
     full = keep(bed, "negation", FULL, seeds)
     lines = [
-        "| negation | alpha: mean (min to max) | retain accuracy [95 %] | seeds, min to max | to the random mask, points [95 %] | changed elements inside, outside |",
+        "| negation | alpha: mean (min to max) | retain accuracy, % [95 %] | seeds, min to max | to the random mask, points [95 %] | elements changed elements inside, outside |",
         "|---|---|---|---|---|---|",
         f"| {FULL} | {row(full)} | | |",
     ]
     for budget in BUDGETS:
-        random_tensors = (
-            f"random {budget}" if budget.startswith("tensor") else ""
-        )  # few tensors fit a layer's own budget
         for method in methods:
             region = f"{method} {budget}"
-            chance = random_tensors or f"{region} control"
-            kept, control = (keep(bed, "negation", name, seeds) for name in (region, chance))
-            lines.append(f"| {region} | {row(kept)} | {against(kept, control)} | {audit(bed, region, kept.far[0])} |")
-            if not random_tensors:
-                lines.append(f"| random, as {region} | {row(control)} | | {audit(bed, chance, control.far[0])} |")
-        if random_tensors:
-            lines.append(f"| {chance} | {row(control)} | | {audit(bed, chance, control.far[0])} |")
-    return "\n".join(lines)
+            # the tensors of one layer hardly ever fill its share: their control is too small, or the selection itself
+            chance = f"random {budget}" if budget.startswith("tensor") else f"{region} control"
+            other = keep(bed, "negation", chance, seeds)
+            for name in (region, chance):
+                kept = keep(bed, "negation", name, seeds)
+                lines.append(f"| {name} | {row(kept)} | {against(kept, other)} | {audit(bed, name, kept.far[0])} |")
+    return "\n".join(dict.fromkeys(lines))
 
 
 def audit(bed: Testbed, region: str, alpha: float | None) -> str:
@@ -298,15 +283,20 @@ def main() -> None:
         )
     options.workdir.mkdir(parents=True, exist_ok=True)
     bed, figures = Testbed(options.shared, options.workdir.resolve()), dict[str, Any]()
-    print(f"token accuracy on {len(bed.forgetting)} forget examples {bed.known():.1%}, to be {LEVEL:.0%}; ", end="")
-    print(f"on {len(bed.retention)} retain examples {interval(bed.accuracy(bed.retention))}; {options.seeds} seeds\n")
+    before = bed.known(), float(bed.accuracy(bed.retention).mean())
+    print(
+        f"Token accuracy before: {before[0]:.1%} of {len(bed.forgetting)} forget examples, to fall to {LEVEL:.0%} +- {NEAR:.0%}; "
+        f"{before[1]:.1%} of {len(bed.retention)} retain examples. {options.seeds} seeds.\n"
+    )
     for way in WAYS:
         table, found = methods_table(bed, way, options.seeds)
         figures[way] = {region: {"far": kept.far, "retain": kept.seeds} for region, kept in found.items()}
         print(table, end="\n\n", flush=True)
         if way == "negation":
             located = [
-                region for region, kept in found.items() if kept.reached and region.split()[0] not in (FULL, "random")
+                region
+                for region, kept in found.items()
+                if None not in kept.far and region.split()[0] not in (FULL, "random")
             ]
             best = max(located, key=lambda region: found[region].each.mean()).split()[0]
             print(budgets_table(bed, list(dict.fromkeys(["memflex", best])), options.seeds), end="\n\n", flush=True)

@@ -140,6 +140,7 @@ def _help_of(error: click.ClickException) -> str:
     "  0      done\n"
     "  1      nothing changed, a --fail-if rule holds, --mask found a change outside, or --exit-code found differences\n"
     "  2      bad input: one line on stderr says what, where and what to do; nothing is left behind\n"
+    "         (localize may keep gradients for --resume, and then says so)\n"
     "  70     a bug in editkit, with its traceback\n"
     "  128+n  ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP (nothing is left behind but what localize --resume needs),\n"
     "         141 a closed pipe",

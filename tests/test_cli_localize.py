@@ -232,7 +232,7 @@ def test_gradients_outlive_a_budget_that_selects_nothing(workplace, monkeypatch)
     arguments = ["model", *F, *R, "-o", "loc", *CPU, "--granularity", "tensor"]
     ran = run(*arguments, "--budget", "0.1%")
     assert ran.exit_code == 2 and "budget 0.1% is 12 parameters and selects nothing: a tensor of" in ran.stderr
-    assert "--resume keeps the gradients" in ran.stderr and not (workplace / "loc").exists()
+    assert "the gradients are kept for --resume" in ran.stderr and not (workplace / "loc").exists()
     monkeypatch.setattr("editkit.localization.gradients.Gradients._add", lambda *_: pytest.fail("ran an example"))
     assert run(*arguments, "--budget", "40%", "--resume").exit_code == 0
     assert not (workplace / ".loc.unfinished").exists()

@@ -14,7 +14,6 @@ from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import EditError, listed
 from editkit.localization.accumulators import STATE, Accumulators, choose_place
-from editkit.localization.choice import NothingSelected
 from editkit.localization.evidence import GradientMeans
 from editkit.localization.gradients import HALF, Gradients, Labelling, Set, batches
 from editkit.localization.labels import parse_labels
@@ -23,9 +22,13 @@ from editkit.localization.subject import Subject
 from editkit.localization.walk import FIRST, MOST, Walk, completeness, midpoints
 
 
+class GradientsKept(EditError):
+    """What went wrong after all gradients were gathered, which are saved: another budget, or room on the disk, may do."""
+
+
 @contextmanager
 def unfinished(output: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Path]:
-    """The folder `.NAME.unfinished` beside `output`. It stays where the run is interrupted, or where nothing was selected.
+    """The folder `.NAME.unfinished` beside `output`. It stays where the run is interrupted, and with GradientsKept.
 
     settings: what the gradients depend on. Raises EditError where there is such a folder already and `resume` is False, or
     where it was begun with other settings.
@@ -46,7 +49,7 @@ def unfinished(output: Path, settings: Mapping[str, Any], resume: bool) -> Itera
             (folder / "settings.json").write_text(json.dumps(settings))
         try:
             yield folder
-        except NothingSelected:
+        except GradientsKept:
             raise
         except EditError:
             (folder / STATE).unlink(missing_ok=True)

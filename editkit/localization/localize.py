@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,10 +20,10 @@ from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.diffing.rendering import check_folder, to_json
 from editkit.errors import EditError, listed
-from editkit.localization.choice import NothingSelected, allowances
+from editkit.localization.choice import allowances
 from editkit.localization.evidence import Evidence
 from editkit.localization.examples import described, encoded, fingerprint, overlap, read_sets
-from editkit.localization.gathering import Gathered, gather, unfinished
+from editkit.localization.gathering import Gathered, GradientsKept, gather, unfinished
 from editkit.localization.gradients import Set
 from editkit.localization.outcome import REPORT, Outcome
 from editkit.localization.rendering import write_pictures
@@ -169,16 +169,10 @@ def localize(
             settings.kind, inputs.layout, units, gradients=gathered.means if gathered else None, **known
         )
         made_for = {"base": public_name(inputs.layout), "base_sha256": inputs.layout.sha256()}
-        with disk.writing(os.fspath(output)), disk.staged(place) as folder:
+        with _keeping(gathered), disk.writing(os.fspath(output)), disk.staged(place) as folder:
             outcome = Outcome(folder, settings, infos, evidence, made_for, threads)
-            try:
-                with stage("scores") as progress:
-                    found = outcome.write(progress)
-            except NothingSelected as error:
-                if gathered is None:
-                    raise
-                gathered.keep()
-                raise NothingSelected(f"{error} (--resume keeps the gradients)") from error
+            with stage("scores") as progress:
+                found = outcome.write(progress)
             report |= {
                 **described_sets,
                 "overlap": overlap(examples) if len(examples) > 1 else None,
@@ -205,6 +199,18 @@ def localize(
             write_pictures(report, folder)
             folder.replace(place)
     return report
+
+
+@contextmanager
+def _keeping(gathered: Gathered | None) -> Iterator[None]:
+    """Save gradients that took long before an error ends the run."""
+    try:
+        yield
+    except EditError as error:
+        if gathered is None:
+            raise
+        gathered.keep()
+        raise GradientsKept(f"{error} (the gradients are kept for --resume)") from error
 
 
 def _open(stack: ExitStack, model: Source, base: Source | None) -> Inputs:

@@ -38,9 +38,8 @@ class Walk:
         self._subject, self._base, self._layout = subject, base, subject.layout
         everything = dict(subject.net.named_parameters())
         homes, whole = join(everything, subject.parts)
-        self._files = {
-            home: file for file, home in reversed(homes.items()) if file in whole
-        }  # of tied copies the first
+        # A tied tensor may stand under several names in the model's files, and under one of them in the base's.
+        self._files = {home: file for file, home in homes.items() if file in whole and file in base.tensors}
         self._fused: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if fused := everything.keys() - self._files.keys():  # transformers alone knows how to put them together
             before = dict(load_model(base).named_parameters())
