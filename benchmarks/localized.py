@@ -204,7 +204,7 @@ def bootstrap(values: np.ndarray) -> tuple[float, float, float]:
 
 def against(kept: Kept, other: Kept) -> str:
     """The paired difference in points; no better: its interval holds 0."""
-    if None in kept.far + other.far or kept.each is other.each:
+    if None in kept.far + other.far or np.array_equal(kept.each, other.each):
         return "-"
     mean, low, high = bootstrap(kept.each - other.each)
     verdict = "better" if low > 0 else "worse" if high < 0 else "no better"
@@ -283,22 +283,20 @@ def main() -> None:
         )
     options.workdir.mkdir(parents=True, exist_ok=True)
     bed, figures = Testbed(options.shared, options.workdir.resolve()), dict[str, Any]()
-    before = bed.known(), float(bed.accuracy(bed.retention).mean())
     print(
-        f"Token accuracy before: {before[0]:.1%} of {len(bed.forgetting)} forget examples, to fall to {LEVEL:.0%} +- {NEAR:.0%}; "
-        f"{before[1]:.1%} of {len(bed.retention)} retain examples. {options.seeds} seeds.\n"
+        f"Token accuracy before: {bed.known():.1%} on n = {len(bed.forgetting)} forget examples, to fall to {LEVEL:.0%};",
+        end=" ",
+    )
+    print(
+        f"{bed.accuracy(bed.retention).mean():.1%} on n = {len(bed.retention)} retain examples. {options.seeds} seeds.\n"
     )
     for way in WAYS:
         table, found = methods_table(bed, way, options.seeds)
         figures[way] = {region: {"far": kept.far, "retain": kept.seeds} for region, kept in found.items()}
         print(table, end="\n\n", flush=True)
         if way == "negation":
-            located = [
-                region
-                for region, kept in found.items()
-                if None not in kept.far and region.split()[0] not in (FULL, "random")
-            ]
-            best = max(located, key=lambda region: found[region].each.mean()).split()[0]
+            left = {name: found[f"{name} {DEFAULT}"] for name in METHODS[:-1]}
+            best = max(left, key=lambda name: -1 if None in left[name].far else left[name].each.mean())
             print(budgets_table(bed, list(dict.fromkeys(["memflex", best])), options.seeds), end="\n\n", flush=True)
     if options.output:
         options.output.write_text(json.dumps({"level": LEVEL, "seeds": options.seeds, **figures}, indent=1) + "\n")

@@ -74,24 +74,22 @@ class Planting:
         self.folder.mkdir(parents=True, exist_ok=True)
         others = [name for name in self.tensors if name not in self.planted]
         four, rest = (write_mask(self.folder / f"mask-{len(one)}.safetensors", one) for one in (self.planted, others))
-        drawn = random.Random(self.seed)
-        text = drawn.sample(rows_of(self.background), BACKGROUND) + drawn.sample(rows_of(self.retain), RETAIN)
+        drawn, text = random.Random(self.seed), self.folder / "text.jsonl"
+        known = drawn.sample(rows_of(self.background), BACKGROUND) + drawn.sample(rows_of(self.retain), RETAIN)
+        text.write_text("".join(json.dumps(row) + "\n" for row in known))
         if self.kind == "open":
             self.tune(self.start, self.forget, "half-way", mask=four)
-            self.tune("half-way", text, "model", mask=rest)
+            self.tune(self.folder / "half-way", text, "model", mask=rest)
         else:
             self.tune(self.start, text, "half-way", mask=rest, lr=FASTER * TRAINING["lr"])
-            self.tune("half-way", self.forget, "model", mask=four)
+            self.tune(self.folder / "half-way", self.forget, "model", mask=four)
 
-    def tune(self, model: Path | str, data: Path | list[dict[str, str]], output: str, **settings: Any) -> Path:
-        """Fine-tune unless it was done before; `model` and `output` may be names within the planting's folder."""
+    def tune(self, model: Path, data: Path, output: str, **settings: Any) -> Path:
+        """Fine-tune into the planting's folder, unless it was done before."""
         from editkit import finetune
 
         if not (self.folder / output).exists():
-            if isinstance(data, list):
-                rows, data = data, self.folder / f"{output}.jsonl"
-                data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            finetune(self.folder / model, data, self.folder / output, **{**TRAINING, "seed": self.seed, **settings})
+            finetune(model, data, self.folder / output, **{**TRAINING, "seed": self.seed, **settings})
         return self.folder / output
 
     def base(self, name: str) -> Path:
@@ -118,13 +116,10 @@ class Planting:
             if row.method not in BLIND:
                 asked |= {"forget": self.forget, "batch_size": 16, "max_examples": self.examples}
                 asked |= {} if row.method in ONE_SET else {"retain": self.retain}
-            if (
-                row.method != "path"
-            ):  # whose attributions add up over all tensors: there is no check of them with `only`
+            if row.method != "path":  # that its attributions add up can be checked over all tensors only
                 asked["only"] = [MATRICES]
-            localize(
-                self.model, place, method=row.method, granularity="tensor", budget=PLANTED, seed=self.seed, **asked
-            )
+            asked |= {"granularity": "tensor", "budget": PLANTED, "seed": self.seed}
+            localize(self.model, place, method=row.method, **asked)
         return json.loads((place / "localization.json").read_text())
 
     def ranking(self, report: dict[str, Any]) -> list[str]:
@@ -162,35 +157,33 @@ def examine(planting: Planting, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything that the tables show of one planting."""
     say(f"{planting.kind} planting {planting.seed}: {', '.join(planting.planted)}")
     planting.make()
-    hits, places = {}, {}
+    found: dict[str, Any] = {"kind": planting.kind, "seed": planting.seed, "planted": planting.planted}
+    found |= {"moved": moved(planting), "hits": {}, "places": {}}
     for row in rows_for(planting.kind):
         report = planting.localize(row)
         order = planting.ranking(report)
-        hits[row.name] = len(set(order[:PLANTED]) & set(planting.planted))
-        places[row.name] = sorted(order.index(name) + 1 for name in planting.planted)
+        found["hits"][row.name] = len(set(order[:PLANTED]) & set(planting.planted))
+        found["places"][row.name] = sorted(order.index(name) + 1 for name in planting.planted)
         if row == ROWS[0]:
-            path, best = report["path"], sorted(report["tensors"], key=lambda one: -one["score_mean"])
-        say(f"  {row.name}: {hits[row.name]} of {PLANTED}, at the places {places[row.name]}")
-    outside = [one["name"] for one in best[:PLANTED] if one["name"] not in planting.planted]
-    return {
-        "kind": planting.kind, "seed": planting.seed, "planted": planting.planted, "moved": moved(planting), "path": path, "hits": hits,
-        "places": places, "best_of_all_tensors_not_planted": outside,
-    }  # fmt: skip
+            mask = {one["name"] for one in report["tensors"] if one["selected"]}
+            found |= {"path": report["path"], "hits_of_all_tensors": len(mask & set(planting.planted))}
+        say(f"  {row.name}: {found['hits'][row.name]} of {PLANTED}, at the places {found['places'][row.name]}")
+    return found
 
 
 def tables(found: list[dict[str, Any]], examples: int) -> str:
     """Both tables, in Markdown."""
     lines = [
-        f"\n{found[0]['kind']}: n = {len(found)} plantings of {PLANTED} of 42 matrices; localized with the first {examples} examples of each set.",
-        "",
-        "| planting | moved, planted / others | forget loss, drop since the retain model, nats per token | attributed | error | points |",
-        "|---|---|---|---|---|---|",
+        f"\n{found[0]['kind']}: n = {len(found)} plantings; localized with the first {examples} examples of each set.\n",
+        "| planting | change of a weight, planted / others (root mean squares) | drop of the forget loss, nats per token | "
+        f"attributed by path | error | points | planted ones among the best {PLANTED} of all tensors |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in found:
         path, forget = one["path"], one["path"]["forget"]
         lines.append(
             f"| {one['seed']} | {one['moved']:.2f} | {forget['drop']:.3f} | {forget['attributed']:.3f} | "
-            f"{forget['error']:.2%} | {path['points']} |"
+            f"{forget['error']:.2%} | {path['points']} | {one['hits_of_all_tensors']} |"
         )
     numbers = " | ".join(str(one["seed"]) for one in found)
     lines += ["", f"| right ones of {PLANTED}, planting | {numbers} | recall = precision: mean (min to max) |"]
@@ -226,12 +219,7 @@ def main() -> None:
         print(tables(made, options.examples), flush=True)
         found += made
     if options.output:
-        settings = {
-            "training": TRAINING,
-            "probing": PROBING,
-            "faster": FASTER,
-            "examples": options.examples,
-        }
+        settings = {"training": TRAINING, "faster": FASTER, "probing": PROBING, "examples": options.examples}
         options.output.write_text(json.dumps({**settings, "plantings": found}, indent=1) + "\n")
 
 

@@ -23,7 +23,7 @@ COUNT = click.IntRange(min=1)
     epilog=examples(
         "editkit localize model --forget forget.jsonl --retain retain.jsonl -o loc",
         "editkit localize model --forget forget.jsonl --retain retain.jsonl --method path --base before --budget 10% -o loc",
-        "editkit localize model+my-lora --forget forget.jsonl --retain retain.jsonl --mu 0.92 --sigma 6e-4 -o loc",
+        "editkit localize model+my-lora --forget forget.jsonl --retain retain.jsonl --method memflex --mu 0.92 --sigma 6e-4 -o loc",
         "editkit negate model --forget forget.jsonl --vector-base before --alpha 2 --mask loc -o edited",
     )
 )
@@ -31,7 +31,9 @@ COUNT = click.IntRange(min=1)
 @click.option("--forget", metavar="FILE", help="Examples of the knowledge to find: .jsonl, .json, .csv or .parquet.")
 @click.option("--retain", metavar="FILE", help="Examples to keep, for the methods that compare.")
 @click.option(
-    "--method", type=click.Choice(METHODS), default="memflex", show_default=True, help="How parameters are scored."
+    "--method",
+    type=click.Choice(METHODS),
+    help="How parameters are scored.  [default: fisher; memflex with --mu and --sigma]",
 )
 @click.option("--base", metavar="CHECKPOINT", help="What MODEL was tuned from, for --method path and magnitude.")
 @click.option(

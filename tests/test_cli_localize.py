@@ -142,7 +142,7 @@ def test_compare_shows_layers_modules_and_chance(workplace):
 REFUSED = [
     # arguments after MODEL, what the message says
     (["--method", "salun"], "salun needs examples to forget (--forget)"),
-    (F, "memflex compares with examples to keep, give --retain"),
+    (F, "fisher compares with examples to keep, give --retain"),
     ([*F, "--retain", "forget.jsonl"], "forget.jsonl and forget.jsonl hold the same examples"),
     ([*F, *R, "--budget", "0%"], "budget 0% selects nothing: give more than 0% and less than 100%"),
     ([*F, *R, "--budget", "100%"], "budget 100% selects everything"),

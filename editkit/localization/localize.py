@@ -81,7 +81,7 @@ def localize(
     forget: Source | None = None,
     retain: Source | None = None,
     base: Source | None = None,
-    method: str = "memflex",
+    method: str | None = None,
     granularity: str | None = None,
     budget: str | int | None = None,
     per_layer_budget: bool = False,
@@ -112,7 +112,7 @@ def localize(
 
     model: a folder or Hub id, or MODEL+ADAPTER to localize the factors of a LoRA adapter. forget, retain: example files, see
     `training/data.py`. base: the checkpoint that the model was tuned from ("path", "magnitude"). method: see
-    `localization/methods`. granularity: "tensor", "row", "head" or "element" (default; "tensor" with `mu` and `sigma`).
+    `localization/methods`; "fisher" by default, "memflex" with `sigma`. granularity: "tensor", "row", "head" or "element" (default; "tensor" with `mu` and `sigma`).
     budget: "5%" of the parameters (default) or a number of units; per_layer_budget: in each layer on its own. only: whole-name
     globs; what they leave out is neither scored nor counted. mu, sigma: MemFlex's thresholds in place of a budget; or mu of
     WAGLE. accumulate: "signed", "absolute" or "squared" gradients. labels: "true" or "random:SHARE", in `draws` draws.

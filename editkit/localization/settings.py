@@ -59,7 +59,7 @@ class Settings:
 
 def resolve(
     *,
-    method: str = "memflex",
+    method: str | None = None,
     granularity: str | None = None,
     budget: str | int | None = None,
     per_layer_budget: bool = False,
@@ -81,8 +81,9 @@ def resolve(
 
     Raises EditError that lists everything wrong.
     """
-    kind, name = find_method(method), method
     by_threshold = sigma is not None
+    name = method or ("memflex" if by_threshold else "fisher")
+    kind = find_method(name)
     granularity = granularity or ("tensor" if by_threshold else "element")
     labels = labels or kind.labels
     random_labels = parse_labels(labels) is not None
