@@ -38,13 +38,17 @@ from editkit.training.masking import selection
 
 Tensors = Mapping[str, torch.Tensor]
 
-METHODS = ("memflex", "salun", "wagle", "fisher", "snip", "path", "magnitude", "random")
-BLIND, ONE_SET = ("magnitude", "random"), ("salun", "snip")  # what looks at no examples, and at no retain set
-WITH_BASE, DRAWN = ("path", "magnitude"), ("memflex", "random")
+SETS = ("forget", "retain")
+METHODS: dict[str, tuple[str, ...]] = {  # what each is given
+    "memflex": SETS, "salun": SETS[:1], "wagle": SETS, "fisher": SETS, "snip": SETS[:1], "path": (*SETS, "base"),
+    "magnitude": ("base",), "random": (),
+}  # fmt: skip
+DRAWN = ("memflex", "random")
 FULL, DEFAULT, BUDGETS = "full", "element 5%", ("element 5%", "element 10%", "element 20%", "tensor 20%")
-LEVEL, NEAR, STRONGEST, MOST_STEPS = 0.5, 0.01, 64.0, 60
+LEVEL, NEAR, STRONGEST, MOST_STEPS = 0.5, 0.01, 64.0, 40
 TRAINING: dict[str, Any] = {"steps": 60, "lr": 5e-4, "batch_size": 16}
-LR, LR_FULL, BATCH_SIZE, FORGET_WEIGHT, RETAIN_WEIGHT = 2e-3, 4e-4, 16, -0.4, 2.0  # both rates need 10 to 40 steps
+LR, RATES = 2e-3, {FULL: 4e-4, "magnitude": 6e-3, "random": 6e-3}  # each such that 10 to 40 steps forget enough
+BATCH_SIZE, FORGET_WEIGHT, RETAIN_WEIGHT = 16, -0.4, 2.0
 
 
 class Testbed:
@@ -53,7 +57,7 @@ class Testbed:
     def __init__(self, shared: Path, work: Path) -> None:
         models, data = shared / "models" / "tofu-tiny", shared / "data" / "tofu"
         self.base, self.full, self.work = models / "base", models / "full", work
-        self.files = {name: data / f"{name}.jsonl" for name in ("forget", "retain")}
+        self.files = {name: data / f"{name}.jsonl" for name in SETS}
         self.checkpoint = editkit.open_checkpoint(self.full)
         self.net = load_model(self.checkpoint).eval()
         self.net.config.use_cache = False
@@ -62,9 +66,8 @@ class Testbed:
         tokenizer = load_tokenizer(self.checkpoint)
         forget, retain = (encode(read_examples(path), tokenizer).rows for path in self.files.values())
         self.forget, self.retain = forget[:100], retain[:200]
-        self.forgetting, self.retention = (
-            sorted(rows, key=lambda row: len(row.ids)) for rows in (forget[:50], retain[-200:])
-        )
+        self.forgetting = sorted(forget[:50], key=lambda row: len(row.ids))
+        self.retention = sorted(retain[-200:], key=lambda row: len(row.ids))
 
     def set(self, start: Tensors, way: Tensors, far: float) -> None:
         """Set the weights to start + far * way."""
@@ -83,14 +86,15 @@ class Testbed:
         seed = seed if method in DRAWN else 0
         place = self.work / f"{method} {budget} {seed}".replace(" ", "-").replace("%", "")
         if not place.exists():
-            asked: dict[str, Any] = {"base": self.base} if method in WITH_BASE else {}
-            if method not in BLIND:
-                asked |= {"forget": self.files["forget"], "batch_size": 16, "max_examples": 100}
-                asked |= {} if method in ONE_SET else {"retain": self.files["retain"]}
-            granularity, share = budget.split()
-            editkit.localize(
-                self.full, place, method=method, granularity=granularity, budget=share, seed=seed, control=True, **asked
-            )
+            inputs = {**self.files, "base": self.base}
+            asked: dict[str, Any] = {name: inputs[name] for name in METHODS[method]}
+            asked |= dict(zip(("granularity", "budget"), budget.split(), strict=True))
+            if budget.startswith(
+                "tensor"
+            ):  # an embedding is a sixth of all parameters: it would end the filling of a budget
+                asked["only"] = ["model.layers.*_proj.weight"]
+            asked |= {"batch_size": 16, "max_examples": 100, "seed": seed, "control": True}
+            editkit.localize(self.full, place, method=method, **asked)
         return place
 
     def mask(self, region: str, seed: int) -> Path:
@@ -105,6 +109,11 @@ class Testbed:
         mask = Mask(self.mask(region, seed), self.checkpoint)
         with mask.file:
             return {name: selection(mask, self.checkpoint.tensors[name]) for name in self.weights}
+
+    def share(self, region: str, seed: int) -> float:
+        """Selected parameters, per cent of all."""
+        chosen = self.selected(region, seed).values()
+        return 100 * sum(int(one.sum()) for one in chosen) / sum(one.numel() for one in chosen)
 
     def accuracy(self, rows: Sequence[Tokens]) -> np.ndarray:
         """Share of the answer's tokens that are the most likely ones, for each example."""
@@ -135,10 +144,10 @@ def settle(bed: Testbed, start: Tensors, way: Tensors, low: float, high: float) 
     return middle
 
 
-def negation(bed: Testbed, selected: Tensors, seed: int) -> float | None:
+def negation(bed: Testbed, region: str, seed: int) -> float | None:
     """Negate the task vector within the selection; returns alpha, None where none up to STRONGEST forgets enough."""
     with editkit.open_checkpoint(bed.base) as before, editkit.open_checkpoint(bed.tuned(seed)) as after:
-        way = {name: (before[name] - after[name]) * chosen for name, chosen in selected.items()}
+        way = {name: (before[name] - after[name]) * chosen for name, chosen in bed.selected(region, seed).items()}
     low, high = 0.0, 0.5
     while high <= STRONGEST:
         bed.set(bed.start, way, high)
@@ -148,11 +157,11 @@ def negation(bed: Testbed, selected: Tensors, seed: int) -> float | None:
     return None
 
 
-def gradient(bed: Testbed, selected: Tensors, seed: int) -> float | None:
+def gradient(bed: Testbed, region: str, seed: int) -> float | None:
     """Train within the selection; returns how many steps that took, None where MOST_STEPS are not enough."""
     bed.set(bed.start, bed.start, 0.0)
-    everything = all(bool(chosen.all()) for chosen in selected.values())
-    order, adam = random.Random(seed), torch.optim.Adam(bed.net.parameters(), lr=LR_FULL if everything else LR)
+    selected, order = bed.selected(region, seed), random.Random(seed)
+    adam = torch.optim.Adam(bed.net.parameters(), lr=RATES.get(region.split()[0], LR))
     for step in range(MOST_STEPS):
         before = {name: tensor.clone() for name, tensor in bed.weights.items()}
         bed.net.zero_grad()
@@ -174,7 +183,7 @@ def outcome(bed: Testbed, way: str, region: str, seed: int) -> dict[str, Any]:
     """How far one edit had to go, and the accuracies then: `far` (None: never got there), `forget`, `retain` (by example)."""
     path = bed.work / f"{way} {region} {seed}.json".replace(" ", "-").replace("%", "")
     if not path.exists():
-        far = WAYS[way][0](bed, bed.selected(region, seed), seed)
+        far = WAYS[way][0](bed, region, seed)
         found = {"far": far, "forget": bed.known(), "retain": bed.accuracy(bed.retention).tolist()}
         path.write_text(json.dumps(found))
         print(f"{way}, {region}, seed {seed}: {far}, {np.mean(found['retain']):.3f}", file=sys.stderr, flush=True)
@@ -224,7 +233,6 @@ def row(kept: Kept) -> str:
 def methods_table(bed: Testbed, way: str, seeds: int) -> tuple[str, dict[str, Kept]]:
     """All methods at the default budget; the controls of each are for negation only, which is quick."""
     found = {region: keep(bed, way, region, seeds) for region in (FULL, *(f"{name} {DEFAULT}" for name in METHODS))}
-    chance = found[f"random {DEFAULT}"]
     lines = [
         f"| {way} | {WAYS[way][1]}: mean (min to max) | retain accuracy, % [95 %] | seeds, min to max | "
         "to random, points [95 %] | to the full model, points [95 %] | to its control, points [95 %] |",
@@ -233,29 +241,31 @@ def methods_table(bed: Testbed, way: str, seeds: int) -> tuple[str, dict[str, Ke
     for region, kept in found.items():
         has_control = way == "negation" and region not in (FULL, f"random {DEFAULT}")
         control = keep(bed, way, f"{region} control", seeds) if has_control else kept
-        differences = (against(kept, other) for other in (chance, found[FULL], control))
-        lines.append(f"| {region} | {row(kept)} | {' | '.join(differences)} |")
+        others = found[f"random {DEFAULT}"], found[FULL], control
+        lines.append(f"| {region} | {row(kept)} | {' | '.join(against(kept, other) for other in others)} |")
     return "\n".join(lines), found
 
 
-def budgets_table(bed: Testbed, methods: Sequence[str], seeds: int) -> str:
+def budgets_table(bed: Testbed, methods: Sequence[str], seeds: int) -> tuple[str, dict[str, Kept]]:
     """Negation at several budgets, and what `editkit diff --mask` says of the first seed's edit."""
-    full = keep(bed, "negation", FULL, seeds)
+    found = {FULL: keep(bed, "negation", FULL, seeds)}
     lines = [
-        "| negation | alpha: mean (min to max) | retain accuracy, % [95 %] | seeds, min to max | to the random mask, points [95 %] | elements changed elements inside, outside |",
-        "|---|---|---|---|---|---|",
-        f"| {FULL} | {row(full)} | | |",
+        "| negation | alpha: mean (min to max) | retain accuracy, % [95 %] | seeds, min to max | selected, % | to the random mask, points [95 %] | elements changed inside, outside the mask |",
+        "|---|---|---|---|---|---|---|",
+        f"| {FULL} | {row(found[FULL])} | 100 | | |",
     ]
     for budget in BUDGETS:
         for method in methods:
             region = f"{method} {budget}"
             # the tensors of one layer hardly ever fill its share: their control is too small, or the selection itself
             chance = f"random {budget}" if budget.startswith("tensor") else f"{region} control"
-            other = keep(bed, "negation", chance, seeds)
+            found |= {name: keep(bed, "negation", name, seeds) for name in (region, chance)}
             for name in (region, chance):
-                kept = keep(bed, "negation", name, seeds)
-                lines.append(f"| {name} | {row(kept)} | {against(kept, other)} | {audit(bed, name, kept.far[0])} |")
-    return "\n".join(dict.fromkeys(lines))
+                shares = [bed.share(name, seed) for seed in range(seeds)]
+                share = f"{min(shares):.1f} to {max(shares):.1f}"
+                ends = share, against(found[name], found[chance]), audit(bed, name, found[name].far[0])
+                lines.append(f"| {name} | {row(found[name])} | {' | '.join(ends)} |")
+    return "\n".join(dict.fromkeys(lines)), found
 
 
 def audit(bed: Testbed, region: str, alpha: float | None) -> str:
@@ -278,28 +288,29 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON here")
     options = parser.parse_args()
     if not (options.shared / "models" / "tofu-tiny").exists():
-        sys.exit(
-            f"{options.shared} has no models/tofu-tiny: this benchmark needs the testbed, give its folder as --shared"
-        )
+        sys.exit(f"{options.shared} has no models/tofu-tiny, which this benchmark needs: give --shared")
     options.workdir.mkdir(parents=True, exist_ok=True)
-    bed, figures = Testbed(options.shared, options.workdir.resolve()), dict[str, Any]()
+    bed = Testbed(options.shared, options.workdir.resolve())
     print(
-        f"Token accuracy before: {bed.known():.1%} on n = {len(bed.forgetting)} forget examples, to fall to {LEVEL:.0%};",
-        end=" ",
+        f"Token accuracy before: {bed.known():.1%} on n = {len(bed.forgetting)} forget examples, to fall to {LEVEL:.0%};"
     )
     print(
         f"{bed.accuracy(bed.retention).mean():.1%} on n = {len(bed.retention)} retain examples. {options.seeds} seeds.\n"
     )
-    for way in WAYS:
-        table, found = methods_table(bed, way, options.seeds)
-        figures[way] = {region: {"far": kept.far, "retain": kept.seeds} for region, kept in found.items()}
-        print(table, end="\n\n", flush=True)
-        if way == "negation":
-            left = {name: found[f"{name} {DEFAULT}"] for name in METHODS[:-1]}
-            best = max(left, key=lambda name: -1 if None in left[name].far else left[name].each.mean())
-            print(budgets_table(bed, list(dict.fromkeys(["memflex", best])), options.seeds), end="\n\n", flush=True)
+    table, negated = methods_table(bed, "negation", options.seeds)
+    print(table, end="\n\n", flush=True)
+    reached = [name for name in METHODS if name != "random" and None not in negated[f"{name} {DEFAULT}"].far]
+    best = max(reached, key=lambda name: negated[f"{name} {DEFAULT}"].each.mean())
+    table, budgets = budgets_table(bed, list(dict.fromkeys(["memflex", best])), options.seeds)
+    print(table, end="\n\n", flush=True)
+    table, trained = methods_table(bed, "gradient", options.seeds)
+    print(table)
     if options.output:
-        options.output.write_text(json.dumps({"level": LEVEL, "seeds": options.seeds, **figures}, indent=1) + "\n")
+        figures = {
+            way: {name: {"far": one.far, "retain": one.seeds, "interval": bootstrap(one.each)} for name, one in found.items()}
+            for way, found in (("negation", negated | budgets), ("gradient", trained))
+        }  # fmt: skip
+        options.output.write_text(json.dumps({"level": LEVEL, **figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ stand still. Every method then names four of the 42, so that recall and precisio
 
     open      first the four, then all else at the same learning rate for as many steps. The four still move farther, since
               few weights that learn much move steadily: the size of the change gives them away.
-    hidden    first all else, at a learning rate FASTER times as high, then the four: all move about as far.
+    hidden    first all else, at a learning rate FASTER times as high, then the four: all move nearly as far.
 
 Plantings and localizations stay in WORKDIR (100 MB a planting) and are not made again.
 """
@@ -193,7 +193,7 @@ def tables(found: list[dict[str, Any]], examples: int) -> str:
         shares = [hit / PLANTED for hit in hits]
         spread = f"{fmean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
         lines.append(f"| {row.name} | {' | '.join(map(str, hits))} | {spread} |")
-    lines.append(f"| by chance | {'| ' * len(found)}| {PLANTED / 42:.2f} |")
+    lines.append(f"| by chance |{' |' * len(found)} {PLANTED / 42:.2f} |")
     return "\n".join(lines)
 
 
@@ -206,9 +206,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON here")
     options = parser.parse_args()
     if not (options.shared / "models" / "tofu-tiny").exists():
-        sys.exit(
-            f"{options.shared} has no models/tofu-tiny: this benchmark needs the testbed, give its folder as --shared"
-        )
+        sys.exit(f"{options.shared} has no models/tofu-tiny, which this benchmark needs: give --shared")
     found = []
     for kind in KINDS:
         plantings = (
