@@ -42,14 +42,13 @@ class Case:
         limits: dict[str, Any] = {
             "context": None,
             "max_length": None,
-            "max_examples": examples,
             "prompt_template": None,
         }
         vocabulary = self.net.config.vocab_size
         self.vocabulary = vocabulary
         self.sets = [
             encoded(label, one, tokenizer, vocabulary=vocabulary, **limits)
-            for label, one in read_sets(forget, retain).items()
+            for label, one in read_sets(forget, retain, examples).items()
         ]
         self.items = list(batches(self.sets, batch_size))
         self.examples = sum(len(one.rows) for one in self.sets)
