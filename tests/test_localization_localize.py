@@ -672,3 +672,21 @@ def test_a_count_for_every_layer_is_no_more_than_a_layer_has(tmp_path, base):
         (1, False),
     }
     assert report["summary"]["units_selected"] == 3 + 4 + 4 and report["warnings"] == []
+
+
+@pytest.mark.parametrize(("inside", "numel", "warned"), [(40, 700, True), (60, 700, False), (10, 200, False)])
+def test_a_selection_that_hardly_reaches_the_layers_is_warned_of(inside, numel, warned):
+    """Of 100 selected in 1000 parameters; where most parameters lie outside the layers, so may the selection."""
+    from editkit.localization.localize import _warnings
+
+    layers = [{"stack": "h", "layer": 0, "selected": inside, "numel": numel}, {"stack": "", "layer": None}]
+    report = {
+        "overlap": 0,
+        "layers": layers,
+        "summary": {"selected": 100, "numel": 1000},
+        "control": None,
+        "path": None,
+    }
+    said = _warnings({**report, "settings": {"accumulate": "signed"}}, True)
+    assert bool(said) == warned
+    assert not warned or (said[0].startswith("60% of the selection lies outside") and "--only 'h.*'" in said[0])

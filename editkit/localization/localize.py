@@ -283,6 +283,13 @@ def _warnings(report: Mapping[str, Any], asked_for_examples: bool) -> list[str]:
         found.append(
             f"{report['overlap']} of the examples to forget are in the retain set too: what they have in common counts for both"
         )
+    layers = [row for row in report["layers"] if row["layer"] is not None]
+    outside, there = (1 - sum(row[key] for row in layers) / report["summary"][key] for key in ("selected", "numel"))
+    if layers and outside > max(0.5, 1.5 * there):
+        found.append(
+            f"{outside:.0%} of the selection lies outside the layers, in embedding and head, where an edit makes words unlikely "
+            f"rather than changing what the layers know: --only '{layers[0]['stack']}.*' looks into the layers alone"
+        )
     if not report["settings"]["accumulate"] and asked_for_examples:
         found.append(f"{report['settings']['method']} looks at no examples: the forget and retain sets were not read")
     if report["control"] and (report["control"]["jaccard"] or 0) > 0.5:
