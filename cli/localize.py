@@ -106,8 +106,9 @@ def command(model: str, output: Path, prompt_template: str | None, as_json: bool
     try:
         report = editkit.localize(model, output, prompt_template=prompt_template, stage=stage, **settings)
     except (KeyboardInterrupt, SystemExit):
-        place = output.expanduser().resolve()
-        if (kept := place.with_name(f".{place.name}.unfinished")).exists():
+        from editkit.localization.gathering import unfinished_folder
+
+        if (kept := unfinished_folder(output)).exists():
             fail(f"interrupted: go on with --resume (what was done is in {kept.name} beside {output})", 0)
         raise
     if as_json:

@@ -13,6 +13,7 @@ from editkit.checkpoint.header import TensorInfo
 from editkit.errors import EditError, listed
 from editkit.localization.outcome import CONTROL, REPORT
 from editkit.localization.report import SCHEMA
+from editkit.localization.selection import Overlap
 from editkit.masks.mask import Mask
 
 Source = str | os.PathLike[str]
@@ -129,7 +130,5 @@ def _joined(rows: list[dict[str, Any]], keys: list[str]) -> list[dict[str, Any]]
 
 def _finished(row: dict[str, Any]) -> dict[str, Any]:
     """Counts as a row of the result, with Jaccard."""
-    total, expected = row["one"] + row["other"], row["expected_both"]
-    row = {key: value for key, value in row.items() if key != "expected_both"}
-    jaccard = row["both"] / (total - row["both"]) if total else None
-    return {**row, "jaccard": jaccard, "expected_of_random": expected / (total - expected) if total else None}
+    shared = Overlap.of(row["both"], row["one"] + row["other"], row["expected_both"])
+    return {**{key: value for key, value in row.items() if key != "expected_both"}, **shared._asdict()}

@@ -103,7 +103,7 @@ class Evidence:
         with ordered_map(sums, (block for info in infos for block in blocks(info)), threads) as results:
             for block, found in results:
                 totals[block.info.name] += found
-        self._cosines = {name: cosine(found) for name, found in totals.items()}
+        self._cosines = {name: np.nan_to_num(cosine(found)).astype(np.float32) for name, found in totals.items()}
         return {name: found.T for name, found in totals.items()}
 
     def statistics(self, block: Block) -> Statistics:
@@ -120,7 +120,7 @@ class Evidence:
             forget = self._gradients.rows(self._forget, block)
             retain = self._gradients.rows("retain", block) if "retain" in self._gradients.counts else None
         cosines = self._cosines.get(name)
-        spread = None if cosines is None else self.units[name].spread(block, np.nan_to_num(cosines).astype(np.float32))
+        spread = None if cosines is None else self.units[name].spread(block, cosines)
         return Statistics(weights, delta, forget, retain, spread, None, self._mu)
 
     def scores(self, block: Block) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 from editkit.errors import EditError, listed
 from editkit.localization.gradients import Set
 from editkit.training.data import Examples, read_examples
-from editkit.training.encoding import encode
+from editkit.training.encoding import encode, fit
 
 Source = str | os.PathLike[str]
 
@@ -56,10 +56,7 @@ def encoded(
     Raises EditError that lists examples longer than the model's context, examples of which nothing of the answer is left,
     and tokens that the model does not have.
     """
-    if max_length and context and max_length > context:
-        raise EditError(
-            f"max_length is {max_length} and the model reads {context} tokens at most: give no more than that"
-        )
+    fit(max_length, context)
     made = encode(examples, tokenizer, max_length=max_length, prompt_template=prompt_template)
     if made.dropped:
         raise EditError(

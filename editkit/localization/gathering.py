@@ -26,6 +26,12 @@ class GradientsKept(EditError):
     """What went wrong after all gradients were gathered, which are saved: another budget, or room on the disk, may do."""
 
 
+def unfinished_folder(output: Path) -> Path:
+    """`.NAME.unfinished` beside `output`."""
+    place = output.expanduser().resolve()
+    return place.with_name(f".{place.name}.unfinished")
+
+
 @contextmanager
 def unfinished(output: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Path]:
     """The folder `.NAME.unfinished` beside `output`. It stays where the run is interrupted, and with GradientsKept.
@@ -33,11 +39,10 @@ def unfinished(output: Path, settings: Mapping[str, Any], resume: bool) -> Itera
     settings: what the gradients depend on. Raises EditError where there is such a folder already and `resume` is False, or
     where it was begun with other settings.
     """
-    place = output.expanduser().resolve()
-    folder = place.parent / f".{place.name}.unfinished"
+    folder = unfinished_folder(output)
     made: list[Path] = []
     with disk.writing(str(output)):
-        disk.make_parents(place, made)
+        disk.make_parents(folder, made)
         folder.mkdir(exist_ok=True)
     try:
         guard = disk.lock(folder, needed=True)

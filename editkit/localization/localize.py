@@ -119,7 +119,7 @@ def localize(
     max_examples: of each set, the first ones. max_length, prompt_template, dtype, device: as in `finetune`. offload: where
     the sums are kept, "none" (on the device), "cpu", "disk" or "auto". control: adds a random mask of the same size
     and the stability over two halves of the forget set. resume: go on with a run that was interrupted. stage: called with
-    the name of each part of the work ("gradients", "scores", "mask"), gives a context with its progress function.
+    the name of each part of the work ("gradients", "scores"), gives a context with its progress function.
 
     Returns what is in localization.json (schema `editkit.localization/1`). Raises EditError for settings, data and
     checkpoints that do not fit together, gradients that are not finite, and where nothing would be selected.

@@ -89,6 +89,13 @@ class Overlap(NamedTuple):
     jaccard: float | None
     expected_of_random: float | None
 
+    @classmethod
+    def of(cls, both: float, either_way: float, expected: float) -> "Overlap":
+        """From elements in both masks, those in one plus those in the other, and those expected in both."""
+        if not either_way:
+            return cls(None, None)
+        return cls(both / (either_way - both), expected / (either_way - expected))
+
 
 def overlap(one: Entries, other: Entries, sizes: Mapping[str, int]) -> Overlap:
     """How much two masks have in common. Their entries come in the same order.
@@ -100,10 +107,7 @@ def overlap(one: Entries, other: Entries, sizes: Mapping[str, int]) -> Overlap:
         left, right = (np.unpackbits(bits) if bits.dtype == np.uint8 else bits for bits in (left, right))
         both, first, second = (sizes[info.name] * int(np.count_nonzero(bits)) for bits in (left & right, left, right))
         counts += (both, first, second, first * second / info.numel)
-    shared, total, expected = counts[0], counts[1] + counts[2], counts[3]
-    if not total:
-        return Overlap(None, None)
-    return Overlap(float(shared / (total - shared)), float(expected / (total - expected)))
+    return Overlap.of(float(counts[0]), float(counts[1] + counts[2]), float(counts[3]))
 
 
 def _per_row(info: TensorInfo, bits: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ class Subject:
     net: the model, with gradients for `parameters` alone (by their names in it). layout: the checkpoint whose tensors are
     localized, the model's or the adapter's. tensors: those of them that are considered, in the order of the files.
     parts: (parameter, values of its shape) -> the values under the names and in the shapes of the files. homes: name in the
-    files -> parameter. whole: those whose tensor is the parameter as it is, neither cut out of it nor turned.
+    files -> parameter, also of those that are not considered. whole: those whose tensor is the parameter as it is, neither cut out of it nor turned.
     """
 
     net: Any
@@ -102,7 +102,7 @@ def load(
         def parts(name: str, values: "torch.Tensor") -> "dict[str, torch.Tensor]":
             return {stored[name]: values}
 
-    homes, whole = join(candidates, parts)
+    homes, whole = _join(candidates, parts)
     reached = homes.keys() & wanted
     parameters = {name: candidates[name] for name in candidates if name in {homes[file] for file in reached}}
     if not reached:
@@ -116,7 +116,7 @@ def load(
     return Subject(net, layout, [info for info in tensors if info.name in reached], parameters, parts, homes, whole)
 
 
-def join(parameters: "Mapping[str, torch.Tensor]", parts: Parts) -> tuple[dict[str, str], set[str]]:
+def _join(parameters: "Mapping[str, torch.Tensor]", parts: Parts) -> tuple[dict[str, str], set[str]]:
     """From the names of the files to parameters, and those names whose tensor is the whole parameter, as it is."""
     homes: dict[str, str] = {}
     whole = set()

@@ -14,7 +14,7 @@ from editkit.checkpoint.reader import Checkpoint
 from editkit.localization.evidence import CARRIED, CARRIED_RETAIN, Evidence, GradientMeans
 from editkit.localization.gradients import Set
 from editkit.localization.method import Method
-from editkit.localization.subject import Subject, join
+from editkit.localization.subject import Subject
 from editkit.masks.units import Units
 from editkit.training.loading import load_model
 
@@ -37,9 +37,10 @@ class Walk:
     def __init__(self, subject: Subject, base: Checkpoint) -> None:
         self._subject, self._base, self._layout = subject, base, subject.layout
         everything = dict(subject.net.named_parameters())
-        homes, whole = join(everything, subject.parts)
         # A tied tensor may stand under several names in the model's files, and under one of them in the base's.
-        self._files = {home: file for file, home in homes.items() if file in whole and file in base.tensors}
+        self._files = {
+            home: file for file, home in subject.homes.items() if file in subject.whole and file in base.tensors
+        }
         self._fused: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if fused := everything.keys() - self._files.keys():  # transformers alone knows how to put them together
             before = dict(load_model(base).named_parameters())
@@ -78,8 +79,9 @@ def completeness(
 ) -> dict[str, Any]:
     """Whether the attributions of all parameters add up to the drop of the loss, as those of infinitely many points do.
 
-    `points`, `complete` (None where --only leaves parameters out, and where no loss changes on the way), and for each set `attributed` and `drop` in nats per token,
-    with `error`, their difference as a share of the larger drop of the two sets. ends: of `Walk.ends`.
+    `points`, `complete` (None where --only leaves parameters out, and where no loss changes on the way), and for each set
+    `attributed` and `drop` in nats per token, with `error`, their difference as a share of the larger drop of the two sets.
+    ends: of `Walk.ends`.
     """
     units = {info.name: Units("tensor", 1, info.rows, 1) for info in subject.tensors}
     sums = Evidence(method, subject.layout, units, gradients=means, base=base).measure(subject.tensors, threads)

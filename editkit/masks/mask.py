@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from editkit.checkpoint.blocks import Block
+from editkit.checkpoint.blocks import Block, blocks
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.errors import EditError, listed
@@ -43,7 +43,10 @@ class Mask:
             self._refuse_misfits(os.fspath(source), base)
             if not allow_other_base:
                 self._refuse_other_base(os.fspath(source), base)
-            self.names = [name for name, info in base.tensors.items() if self.selected(info)]
+            self._selected = {
+                name: self._count(base.tensors[name]) for name in base.tensors if name in self.file.tensors
+            }
+            self.names = [name for name, count in self._selected.items() if count]
             if not self.names:
                 raise EditError(f"{source} selects nothing: its {len(self.file)} entries are all false")
         except BaseException:
@@ -76,13 +79,13 @@ class Mask:
 
     def selected(self, tensor: TensorInfo) -> int:
         """How many elements of a tensor of the base are selected."""
-        if tensor.name not in self.file.tensors or not tensor.numel:
-            return 0
+        return self._selected.get(tensor.name, 0)
+
+    def _count(self, tensor: TensorInfo) -> int:
         units = self._units(self.file.tensors[tensor.name], tensor)
-        raw = self.file.array(tensor.name)
-        if units is not None:
-            return int(np.count_nonzero(raw)) * (tensor.numel // units.count)
-        return int(np.count_nonzero(np.unpackbits(raw, count=tensor.numel, bitorder="little") if self._packed else raw))
+        if units is not None and tensor.numel:
+            return int(np.count_nonzero(self.file.array(tensor.name))) * (tensor.numel // units.count)
+        return sum(int(np.count_nonzero(self.chosen(tensor.name, block))) for block in blocks(tensor))
 
     @property
     def _packed(self) -> bool:

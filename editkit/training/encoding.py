@@ -95,6 +95,15 @@ def encode(
     return Encoded(rows, truncated, dropped)
 
 
+def fit(max_length: int | None, context: int | None) -> int | None:
+    """The most tokens of an example: what was asked for, or the model's context. Raises EditError for more than that."""
+    if max_length and context and max_length > context:
+        raise EditError(
+            f"max_length is {max_length} and the model reads {context} tokens at most: give no more than that"
+        )
+    return max_length or context
+
+
 def fill(template: str, question: str, answer: str) -> tuple[str, int]:
     """The whole text and the character at which the answer begins, so that text[:start] is what a model continues.
 

@@ -20,7 +20,7 @@ from editkit.errors import EditError, NothingChanged, listed
 from editkit.masks.mask import Mask
 from editkit.training.data import read_examples
 from editkit.training.devices import place_of, precision, unknown
-from editkit.training.encoding import encode
+from editkit.training.encoding import encode, fit
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ def finetune(
         from editkit.training.trainer import quiet_transformers, seeded, train
 
         config = load_config(base).get_text_config()
-        longest = _fit(max_length, getattr(config, "max_position_embeddings", None))
+        longest = fit(max_length, getattr(config, "max_position_embeddings", None))
         encoded = encode(
             examples,
             load_tokenizer(base),
@@ -208,14 +208,6 @@ def _check(
     problems += unknown(dtype, device)
     if problems:
         raise EditError(f"these settings cannot be trained with: {listed(problems)}")
-
-
-def _fit(max_length: int | None, context: int | None) -> int | None:
-    if max_length and context and max_length > context:
-        raise EditError(
-            f"max_length is {max_length} and the model reads {context} tokens at most: give no more than that"
-        )
-    return max_length or context
 
 
 def _write(
