@@ -106,7 +106,7 @@ def command(model: str, output: Path, prompt_template: str | None, as_json: bool
     try:
         report = editkit.localize(model, output, prompt_template=prompt_template, stage=stage, **settings)
     except (KeyboardInterrupt, SystemExit):
-        from editkit.localization.gathering import unfinished_folder
+        from editkit.checkpoint.unfinished import unfinished_folder
 
         if (kept := unfinished_folder(output)).exists():
             fail(f"interrupted: go on with --resume (what was done is in {kept.name} beside {output})", 0)

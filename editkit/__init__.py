@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from editkit.diffing.diff import diff
     from editkit.editing.forget import forget
     from editkit.editing.negate import Negation, negate
+    from editkit.evaluation.evaluate import evaluate, evaluate_rows
     from editkit.localization.compare import compare as compare_localizations
     from editkit.localization.localize import localize
     from editkit.training.finetune import Finetuned, finetune
@@ -36,6 +37,8 @@ _HOME = {
     "forget": "editkit.editing.forget:forget",
     "negate": "editkit.editing.negate:negate",
     "Negation": "editkit.editing.negate:Negation",
+    "evaluate": "editkit.evaluation.evaluate:evaluate",
+    "evaluate_rows": "editkit.evaluation.evaluate:evaluate_rows",
     "localize": "editkit.localization.localize:localize",
     "compare_localizations": "editkit.localization.compare:compare",
     "finetune": "editkit.training.finetune:finetune",
@@ -54,6 +57,8 @@ __all__ = [
     "__version__",
     "compare_localizations",
     "diff",
+    "evaluate",
+    "evaluate_rows",
     "finetune",
     "forget",
     "inspect",

@@ -31,7 +31,10 @@ ROOMS = {  # room -> what it may import besides itself
     "training": "errors names arithmetic checkpoint masks",
     "localization": "errors names arithmetic checkpoint masks vectors diffing training",
     "editing": "errors names arithmetic checkpoint masks vectors diffing training",
-    "demo": "errors names arithmetic checkpoint masks vectors diffing training localization editing",
+    "evaluation": "errors names arithmetic checkpoint masks vectors diffing training localization editing",
+    "attacks": "errors names arithmetic checkpoint masks vectors diffing training localization editing evaluation",
+    "sweeps": "errors names arithmetic checkpoint masks vectors diffing training localization editing evaluation",
+    "demo": "errors names arithmetic checkpoint masks vectors diffing training localization editing evaluation",
 }
 HEAVY = {"torch", "transformers", "peft", "matplotlib", "datasets", "scipy", "jinja2", "huggingface_hub", "accelerate"}
 HEAVY |= {"pandas", "pyarrow", "rich"}

@@ -18,18 +18,17 @@ from editkit.arithmetic.apply import CHANGED, Applied
 from editkit.checkpoint import provenance
 from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
-from editkit.checkpoint.ties import same_bytes, tied_copies
 from editkit.checkpoint.writer import CheckpointWriter
 from editkit.diffing.audit import Audit
 from editkit.diffing.rendering.wording import PROJECTION_TOLERANCE as TOLERANCE
 from editkit.diffing.rendering.wording import missed
 from editkit.diffing.report import Compared, Comparison, build_report
-from editkit.editing.stream import Subtraction, run
+from editkit.editing.stream import planned, run
 from editkit.errors import EditError, listed
 from editkit.masks.mask import Mask
-from editkit.names import parse, select
+from editkit.names import parse
 from editkit.vectors.open import open_vector
-from editkit.vectors.vector import TaskVector, refuse_quantized
+from editkit.vectors.vector import refuse_quantized
 
 Source = str | os.PathLike[str]
 
@@ -103,11 +102,9 @@ def negate(
             chosen = Mask(mask, base, allow_other_base=allow_other_base)
             stack.callback(chosen.file.close)
             audit = Audit(chosen, mask)
-        alphas = _alphas(base, tau, alpha, alpha_for or {}, only, chosen)
-        tau.check(base, list(alphas))
-        copies = _whole_ties(base, alphas, chosen)
-        shares = dict.fromkeys(copies, copies[0]) if copies else {}
-        edit = Subtraction(tau, alphas, chosen, seed if rounding == "stochastic" else None, shares)
+        drawn = seed if rounding == "stochastic" else None
+        edit = planned(base, tau, alpha, alpha_for or {}, only, chosen, seed=drawn)
+        alphas = edit.alphas
         _refuse_own_folders(base, ["diff"] * report + ["vector"] * (keep is not None))
         inputs = {"base": base, **({"mask": chosen.file} if chosen else {})}
         others = [checkpoint.source for checkpoint in (*tau.inputs, *inputs.values())]
@@ -123,7 +120,7 @@ def negate(
         record = provenance.record(
             "negate",
             {**inputs, **{f"vector {index}": one for index, one in enumerate(tau.inputs, 1)}},
-            seed=seed if rounding == "stochastic" else None,
+            seed=drawn,
             data_hash=data_sha256,
             **settings,
             vector=tau.origin(),
@@ -151,46 +148,6 @@ def check_settings(alpha: float, alpha_for: Mapping[str, float], rounding: str) 
         raise EditError(f"{listed(wrong)}: give a finite number such as 1.0")
     if rounding not in ("nearest", "stochastic"):
         raise EditError(f"rounding {rounding!r} is unknown: say nearest or stochastic")
-
-
-def _alphas(
-    base: Checkpoint,
-    tau: TaskVector,
-    alpha: float,
-    alpha_for: Mapping[str, float],
-    only: Sequence[str],
-    mask: Mask | None,
-) -> dict[str, float]:
-    """The tensors to edit, each with its alpha."""
-    named = set(select(base.tensors, only)) & set(mask.names if mask else base.tensors)
-    alphas = {name: alpha for name in tau.names if name in named and base.tensors[name].item.floating}
-    if not alphas:
-        raise EditError(f"nothing to edit in {base.label}: the vector, --only and the mask have no tensor in common")
-    for glob, value in alpha_for.items():
-        meant = [name for name in select(base.tensors, [glob], "--alpha-for") if name in alphas]
-        if not meant:
-            raise EditError(
-                f"--alpha-for {glob!r} names no tensor that is edited: the vector, --only or the mask leave them out"
-            )
-        alphas.update(dict.fromkeys(meant, value))
-    return alphas
-
-
-def _whole_ties(base: Checkpoint, alphas: Mapping[str, float], mask: Mask | None) -> list[str]:
-    """The copies of a tied tensor that are edited. Raises EditError where only some are, or not all in the same way."""
-    copies = tied_copies(base)
-    edited = [name for name in copies if name in alphas]
-    if not edited:
-        return []
-    alike = len(edited) == len(copies) and len({alphas[name] for name in copies}) == 1
-    if alike and mask is not None:
-        alike = all(same_bytes(mask.file, copies[0], name) for name in copies)
-    if not alike:
-        raise EditError(
-            f"{listed(copies)} are one tensor in {base.label} (tied): edit them alike, or none of them (see --only, "
-            "--alpha-for, the mask and the names in the vector)"
-        )
-    return copies
 
 
 def _refuse_own_folders(base: Checkpoint, wanted: list[str]) -> None:

@@ -1,6 +1,6 @@
 """The one pass of an edit: read a block, change it, write it and measure it while it is still in the cache."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -13,12 +13,14 @@ from editkit.arithmetic.measure import Sums
 from editkit.checkpoint.blocks import Block, Progress, Scratch, blocks, counted, default_threads, ordered_map
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.reader import Checkpoint
+from editkit.checkpoint.ties import same_bytes, tied_copies
 from editkit.checkpoint.writer import CheckpointWriter
 from editkit.diffing.audit import Audit, Touched, changed_bits
 from editkit.diffing.diff import sums_for
 from editkit.diffing.report import Compared
-from editkit.errors import EditError
+from editkit.errors import EditError, listed
 from editkit.masks.mask import Mask
+from editkit.names import select
 from editkit.vectors.vector import TaskVector
 
 
@@ -29,10 +31,71 @@ class Subtraction(NamedTuple):
     """
 
     vector: TaskVector
-    alphas: Mapping[str, float]
+    alphas: dict[str, float]
     mask: Mask | None
     seed: int | None
     shares: Mapping[str, str]
+
+
+def planned(
+    base: Checkpoint,
+    tau: TaskVector,
+    alpha: float,
+    alpha_for: Mapping[str, float],
+    only: Sequence[str],
+    mask: Mask | None,
+    *,
+    seed: int | None = None,
+) -> Subtraction:
+    """The subtraction of `tau` from `base`, with everything checked that can be before the first tensor is read.
+
+    alpha_for: whole-name globs with an alpha of their own. only: whole-name globs. Raises EditError where the names have
+    nothing in common, the vector does not fit, or copies of a tied tensor would not be edited alike.
+    """
+    alphas = _alphas(base, tau, alpha, alpha_for, only, mask)
+    tau.check(base, list(alphas))
+    copies = _whole_ties(base, alphas, mask)
+    return Subtraction(tau, alphas, mask, seed, dict.fromkeys(copies, copies[0]) if copies else {})
+
+
+def _alphas(
+    base: Checkpoint,
+    tau: TaskVector,
+    alpha: float,
+    alpha_for: Mapping[str, float],
+    only: Sequence[str],
+    mask: Mask | None,
+) -> dict[str, float]:
+    """The tensors to edit, each with its alpha."""
+    named = set(select(base.tensors, only)) & set(mask.names if mask else base.tensors)
+    alphas = {name: alpha for name in tau.names if name in named and base.tensors[name].item.floating}
+    if not alphas:
+        raise EditError(f"nothing to edit in {base.label}: the vector, --only and the mask have no tensor in common")
+    for glob, value in alpha_for.items():
+        meant = [name for name in select(base.tensors, [glob], "--alpha-for") if name in alphas]
+        if not meant:
+            raise EditError(
+                f"--alpha-for {glob!r} names no tensor that is edited: the vector, --only or the mask leave them out"
+            )
+        alphas.update(dict.fromkeys(meant, value))
+    return alphas
+
+
+def _whole_ties(base: Checkpoint, alphas: Mapping[str, float], mask: Mask | None) -> list[str]:
+    """The copies of a tied tensor that are edited. Raises EditError where only some are, or not all in the same way."""
+    copies = tied_copies(base)
+    edited = [name for name in copies if name in alphas]
+    if not edited:
+        return []
+    alike = len(edited) == len(copies) and len({alphas[name] for name in copies}) == 1
+    if alike and mask is not None:
+        alike = all(same_bytes(mask.file, copies[0], name) for name in copies)
+    if not alike:
+        raise EditError(
+            f"{listed(copies)} are one tensor in {base.label} (tied): edit them alike, or none of them (see --only, "
+            "--alpha-for, the mask and the names in the vector)"
+        )
+    return copies
 
 
 def run(
@@ -58,7 +121,8 @@ def run(
         before = scratch.read("base", base, name, block, dtype)
         after, sums, applied, touched = before, None, None, Touched()
         if name in edit.alphas:
-            after, applied = _edit_block(block, before, edit, writer, scratch)
+            stored, after, applied = edit_block(block, before, edit, scratch)
+            writer.write(name, block.offset, stored)
             if audit is not None:
                 touched = audit.look(block, changed_bits(before, after))
         if measure:
@@ -97,16 +161,12 @@ def _plan(base: Checkpoint, edit: Subtraction, writer: CheckpointWriter, measure
         yield from (block for block in together if block is not None)
 
 
-def _edit_block(
-    block: Block, before: np.ndarray, edit: Subtraction, writer: CheckpointWriter, scratch: Scratch
-) -> tuple[np.ndarray, np.ndarray]:
-    """Edit and write one block; returns its values as stored and the sums of `project`."""
+def edit_block(
+    block: Block, before: np.ndarray, edit: Subtraction, scratch: Scratch
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Edit one block: its bytes in the dtype of the file, the values that these stand for, and the sums of `project`."""
     info = block.info
-    tau = edit.vector.rows(info.name, block.first, block.last, before)
-    whole = None
-    if edit.mask is not None:
-        whole = float(np.square(tau, dtype=np.float64).sum())
-        edit.mask.clear_outside(info.name, block, tau)
+    tau, whole = masked_rows(block, before, edit)
     after = subtract(before, tau, edit.alphas[info.name], scratch.array("after", before.shape, before.dtype))
     if edit.seed is not None and info.dtype != "F64":  # the arithmetic itself is F64: nothing is left to round
         key = key_of(edit.seed, edit.shares.get(info.name, info.name))
@@ -116,8 +176,17 @@ def _edit_block(
     applied = project(before, after, tau, whole)
     if not np.isfinite(applied).all():
         _refuse_nonfinite(info, before, tau, after)
-    writer.write(info.name, block.offset, stored)
-    return after, applied
+    return stored, after, applied
+
+
+def masked_rows(block: Block, before: np.ndarray, edit: Subtraction) -> tuple[np.ndarray, float | None]:
+    """mask * tau in the rows of a block, and the squared L2 of tau there before the mask (None without one)."""
+    tau = edit.vector.rows(block.info.name, block.first, block.last, before)
+    if edit.mask is None:
+        return tau, None
+    whole = float(np.square(tau, dtype=np.float64).sum())
+    edit.mask.clear_outside(block.info.name, block, tau)
+    return tau, whole
 
 
 def _refuse_nonfinite(info: TensorInfo, before: np.ndarray, tau: np.ndarray, after: np.ndarray) -> None:

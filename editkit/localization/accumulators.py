@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from editkit.checkpoint import disk
+from editkit.checkpoint.unfinished import STATE
 from editkit.errors import EditError
 
 if TYPE_CHECKING:
     import torch
 
 PLACES = ("auto", "none", "cpu", "disk")
-STATE = "state.json"
 _STEP = 1 << 24  # elements copied at a time
 
 

@@ -18,22 +18,24 @@ from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.layout import load_json
 from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
+from editkit.checkpoint.unfinished import WorkKept, unfinished
 from editkit.diffing.rendering import check_folder, to_json
 from editkit.errors import EditError, listed
 from editkit.localization.choice import allowances
 from editkit.localization.evidence import Evidence
 from editkit.localization.examples import described, encoded, fingerprint, overlap, read_sets
-from editkit.localization.gathering import Gathered, GradientsKept, gather, unfinished
+from editkit.localization.gathering import Gathered, gather
 from editkit.localization.gradients import Set
 from editkit.localization.outcome import REPORT, Outcome
 from editkit.localization.rendering import write_pictures
 from editkit.localization.report import SCHEMA
 from editkit.localization.settings import Settings, resolve
-from editkit.localization.subject import considered, load, split
+from editkit.localization.subject import considered, load
 from editkit.masks.units import Units, units_of
 from editkit.names import CONFIG
 from editkit.training.data import Examples
 from editkit.training.devices import place_of, precision
+from editkit.training.loading import split
 from editkit.vectors.lowrank import LowRankVector
 from editkit.vectors.vector import refuse_quantized
 
@@ -210,7 +212,7 @@ def _keeping(gathered: Gathered | None) -> Iterator[None]:
         if gathered is None:
             raise
         gathered.keep()
-        raise GradientsKept(f"{error} (the gradients are kept for --resume)") from error
+        raise WorkKept(f"{error} (the gradients are kept for --resume)") from error
 
 
 def _open(stack: ExitStack, model: Source, base: Source | None) -> Inputs:

@@ -1,15 +1,7 @@
-"""What is localized: the weights of a model, or the factors of an adapter on it, as parameters to take gradients of.
+"""What is localized: the weights of a model, or the factors of an adapter on it, as parameters to take gradients of."""
 
->>> split("models/base")
-('models/base', None)
->>> split("org/name+my-lora")
-('org/name', 'my-lora')
-"""
-
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editkit.checkpoint.header import TensorInfo
@@ -46,19 +38,6 @@ class Subject:
     parts: Parts
     homes: dict[str, str]
     whole: set[str]
-
-
-def split(source: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """MODEL+ADAPTER as its two parts; a path that exists is one part, whatever its name."""
-    text = os.fspath(source)
-    if "+" not in text or Path(text).expanduser().exists():
-        return text, None
-    places = [place for place, character in enumerate(text) if character == "+"]
-    there = [place for place in places if Path(text[:place]).expanduser().exists()]
-    place = there[0] if there else places[-1]
-    if not text[place + 1 :]:
-        raise EditError(f"{text} names no adapter: give MODEL+ADAPTER, or MODEL alone")
-    return text[:place], text[place + 1 :]
 
 
 def considered(layout: Checkpoint, only: Sequence[str]) -> list[TensorInfo]:

@@ -6,6 +6,8 @@
 True
 """
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +20,25 @@ if TYPE_CHECKING:
 
 _NAMES: WeakKeyDictionary[Any, dict[int, list[str]]] = WeakKeyDictionary()
 """Of every loaded model: the names of each parameter, several where it is tied, by its id."""
+
+
+def split(source: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """MODEL+ADAPTER as its two parts; a path that exists is one part, whatever its name.
+
+    >>> split("models/base")
+    ('models/base', None)
+    >>> split("org/name+my-lora")
+    ('org/name', 'my-lora')
+    """
+    text = os.fspath(source)
+    if "+" not in text or Path(text).expanduser().exists():
+        return text, None
+    places = [place for place, character in enumerate(text) if character == "+"]
+    there = [place for place in places if Path(text[:place]).expanduser().exists()]
+    place = there[0] if there else places[-1]
+    if not text[place + 1 :]:
+        raise EditError(f"{text} names no adapter: give MODEL+ADAPTER, or MODEL alone")
+    return text[:place], text[place + 1 :]
 
 
 def load_config(base: Checkpoint) -> Any:

@@ -32,12 +32,14 @@ def train(
     dtype: str = "float32",
     pad: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    observe: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Train `model` in place with AdamW (no weight decay, gradients clipped at norm 1) and return the loss of every step.
 
     The learning rate rises over the first 5 % of the steps and then falls linearly to zero. The loss of a step is the
     mean over the trained tokens of its batch. `dtype` float16 or bfloat16 computes in it; the weights that are trained
-    stay as they are in `model`, float32. The global random states are as before afterwards.
+    stay as they are in `model`, float32. The global random states are as before afterwards. `observe` is called with 0 before the
+    first step and with the number of each step after it, to look at `model`, which it must leave in training mode.
 
     Raises EditError where the loss is not a number (which step), and where the device runs out of memory.
     """
@@ -47,6 +49,14 @@ def train(
     losses: list[float] = []
 
     class Watch(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if observe:
+                observe(0)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if observe:
+                observe(state.global_step)
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" not in logs:
                 return

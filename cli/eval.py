@@ -1,0 +1,158 @@
+"""`editkit eval MODEL... --forget F --retain R -o DIR`."""
+
+import json
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+import editkit
+
+from .main import fail
+from .options import as_json as json_option
+from .options import examples, output, quiet
+from .progress import Advance, progress
+
+COUNT = click.IntRange(min=1)
+
+
+class NamedFile(click.ParamType):
+    """NAME=FILE as a pair."""
+
+    name = "name=file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, _, path = str(value).partition("=")
+        if not name or not path:
+            self.fail(f"{value!r} is not NAME=FILE, such as world_facts=facts.jsonl", param, ctx)
+        return name, path
+
+
+@click.command(
+    epilog=examples(
+        "editkit eval edited --base model --forget forget.jsonl --retain retain.jsonl -o eval",
+        "editkit eval before edited --reference never-saw --forget forget.jsonl --retain retain.jsonl --suite tofu -o eval",
+        "editkit eval model+adapter-a model+adapter-b --forget forget.jsonl --metrics 'memorization/*' -o eval",
+        "editkit eval --from eval/examples.jsonl --reference-from other/examples.jsonl -o again",
+    )
+)
+@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.option("--forget", metavar="FILE", help="What is to be forgotten: .jsonl, .json, .csv or .parquet.")
+@click.option("--retain", metavar="FILE", help="What is to be kept.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    type=NamedFile(),
+    metavar="NAME=FILE",
+    help="Another set; real_authors, world_facts as in TOFU, unseen for text of the kind of the forget set that no model saw.",
+)
+@click.option("--base", metavar="MODEL", help="The model before the edit.")
+@click.option(
+    "--reference", metavar="MODEL", help="A model that never saw the forget set, for forget quality and exposure."
+)
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    type=click.Choice(["tofu", "closer-look", "memorization", "knowundo", "exposure", "general", "all"]),
+    help="What to measure; repeatable.  [default: all that can be had]",
+)
+@click.option("--metrics", multiple=True, metavar="GLOB", help="Metrics by id, such as tofu/ks_statistic; repeatable.")
+@click.option("--max-examples", type=COUNT, metavar="N", help="Take the first N examples of each set.")
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, metavar="N", help="Examples a pass.")
+@click.option(
+    "--max-new-tokens", type=COUNT, default=200, show_default=True, metavar="N", help="Length of an answer at most."
+)
+@click.option("--prompt-template", metavar="TEXT", help="Text with {question} and {answer}; \\n is a line break.")
+@click.option("--embedding-model", metavar="MODEL", help="Sentence encoder for the cosine similarity (closer-look).")
+@click.option("--nli-model", metavar="MODEL", help="Classifier with a label 'entailment', for the entailment score.")
+@click.option(
+    "--lm-eval", multiple=True, metavar="TASK", help="Also run this task of lm-evaluation-harness; repeatable."
+)
+@click.option(
+    "--from", "rows", metavar="FILE", help="Saved rows in place of MODEL: examples.jsonl, or a log of TOFU's script."
+)
+@click.option("--reference-from", metavar="FILE", help="Saved rows of the reference, with --from.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the computation.  [default: auto]"
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where it is computed.",
+)
+@click.option("--resume", is_flag=True, help="Skip what an interrupted run to the same output has finished.")
+@output("the evaluation (examples.jsonl, results.json, report.html)")
+@json_option
+@quiet
+def command(
+    models: tuple[str, ...],
+    rows: str | None,
+    reference_from: str | None,
+    sets: tuple[tuple[str, str], ...],
+    output: Path,
+    prompt_template: str | None,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Measure what models know of examples to forget and to keep, one column for each MODEL.
+
+    MODEL is a checkpoint, or MODEL+ADAPTER. Metrics that lack something (a reference, a set, another model) say what.
+    """
+    if prompt_template:
+        prompt_template = prompt_template.replace("\\n", "\n")
+    if rows is not None:
+        report = _again(rows, reference_from, output, models, settings)
+    elif not models:
+        raise click.UsageError("give a MODEL, or saved rows with --from")
+    elif reference_from is not None:
+        raise click.UsageError("--reference-from goes with --from; for models give --reference")
+    else:
+        named = dict(sets)
+        if len(named) < len(sets) or {"forget", "retain"} & set(named):
+            raise click.UsageError("--set: give each set a name of its own, other than forget and retain")
+
+        def stage(name: str) -> AbstractContextManager[Advance | None]:
+            return progress(name, unit="texts", quiet=quiet)
+
+        try:
+            report = editkit.evaluate(
+                models, output, sets=named, prompt_template=prompt_template, stage=stage, **settings
+            )
+        except (KeyboardInterrupt, SystemExit):
+            from editkit.checkpoint.unfinished import unfinished_folder
+
+            if (kept := unfinished_folder(output)).exists():
+                fail(f"interrupted: go on with --resume (what was done is in {kept.name} beside {output})", 0)
+            raise
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    elif not quiet:
+        from editkit.evaluation.rendering import to_table
+
+        click.echo(to_table(report, color=sys.stdout.isatty()), nl=False)
+        click.echo(f"{output} written, with report.html")
+    for warning in report["warnings"]:
+        fail(f"warning: {warning}", 0)
+
+
+def _again(
+    rows: str, reference_from: str | None, output: Path, models: tuple[str, ...], settings: dict[str, Any]
+) -> dict[str, Any]:
+    kept = {key: settings.pop(key) for key in ("suites", "metrics")}
+    context = click.get_current_context()
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in settings and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if models or given:
+        raise click.UsageError(f"--from reads saved rows and loads no model: leave out {', '.join([*models, *given])}")
+    return editkit.evaluate_rows(rows, output, reference_from=reference_from, **kept)

@@ -1,0 +1,240 @@
+"""`evaluate`: measure models on example sets, side by side, and write down every row and every metric."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from editkit.checkpoint.unfinished import STATE, WorkKept, unfinished
+from editkit.diffing.rendering import check_folder
+from editkit.errors import EditError, listed
+from editkit.evaluation import lm_eval as harness
+from editkit.evaluation.gathering import Gathering, Stage
+from editkit.evaluation.lineup import Held, line_up
+from editkit.evaluation.report import build, write
+from editkit.evaluation.rows import Row, read_rows
+from editkit.evaluation.suites import CHOICES, FORGET, RETAIN, Metric, chosen, columns_of
+from editkit.localization.examples import overlap
+from editkit.training.data import Examples, read_examples
+from editkit.training.devices import unknown
+from editkit.training.loading import split
+
+Source = str | os.PathLike[str]
+KEYS = {"perturbed_nll": "perturbed_answer"}
+"""Columns that need a key of their own in the example files."""
+
+
+def evaluate(
+    models: Source | Sequence[Source],
+    output: Source,
+    *,
+    forget: Source | None = None,
+    retain: Source | None = None,
+    sets: Mapping[str, Source] | None = None,
+    base: Source | None = None,
+    reference: Source | None = None,
+    suites: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    max_examples: int | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 200,
+    prompt_template: str | None = None,
+    embedding_model: str | None = None,
+    nli_model: str | None = None,
+    lm_eval: Sequence[str] = (),
+    dtype: str | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    stage: Stage = lambda name: nullcontext(),
+) -> dict[str, Any]:
+    """Measure `models` on the example sets and write the folder `output`: examples.jsonl, results.json, report.html.
+
+    >>> report = evaluate(["edited"], "eval", forget="forget.jsonl", retain="retain.jsonl", base="model")  # doctest: +SKIP
+    >>> report["results"][0]["metric"], report["results"][0]["value"]  # doctest: +SKIP
+    ('tofu/probability@1', 0.113)
+
+    models: folders, Hub ids, or MODEL+ADAPTER. forget, retain, sets (name -> file): examples, see `training/data.py`; the names real_authors
+    and world_facts are TOFU's, `unseen` is text of the kind of the forget set that no model saw. base: the model before the edit;
+    reference: a model that never saw the forget set. suites: "tofu", "closer-look", "memorization", "knowundo", "exposure", "general" or "all"
+    (default); metrics: ids or globs, beside or in place of suites. max_examples: of each set, the first ones. embedding_model,
+    nli_model: for closer-look. lm_eval: tasks for lm-evaluation-harness. resume: skip what an interrupted run has finished.
+
+    Returns what is in results.json (schema `editkit.evaluation/1`). A metric that cannot be had says why in `status`. Raises EditError for
+    inputs that do not fit together, a suite asked for by name whose keys the examples lack, and a model whose output is NaN.
+    """
+    asked = chosen(suites, metrics)
+    wanted = [models] if isinstance(models, str | os.PathLike) else list(models)
+    _check(wanted, batch_size, max_new_tokens, max_examples, dtype, device)
+    examples = _read({FORGET: forget, RETAIN: retain, **(sets or {})}, max_examples)
+    common = overlap({name: examples[name] for name in (FORGET, RETAIN) if name in examples})
+    _refuse_lacking(examples, asked, suites, metrics)
+    entries = line_up(wanted, base, reference)
+    if lm_eval:
+        harness.check_installed()
+    check_folder(Path(output), [*(split(one.source)[0] for one in entries), *(one.label for one in examples.values())])
+    settings = {
+        "suites": list(suites) or ([] if metrics else ["all"]),
+        "metrics": list(metrics),
+        "max_examples": max_examples,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "prompt_template": prompt_template,
+        "embedding_model": embedding_model and Path(embedding_model).name,
+        "nli_model": nli_model and Path(nli_model).name,
+        "dtype": dtype,
+        "device": device,
+        "bootstrap": 1000,
+    }
+    about = [
+        {"set": name, "name": Path(one.label).name, "sha256": one.sha256, "examples": len(one)}
+        for name, one in examples.items()
+    ]
+    warnings = []
+    if common:
+        warnings.append(
+            f"{common} of the examples to forget are in the retain set too: forgetting them costs retention"
+        )
+    with ExitStack() as stack:
+        held = Held(stack, entries, asked, dtype, device)
+        content = hashlib.sha256(json.dumps([one.rows for one in examples.values()], sort_keys=True).encode()).hexdigest()
+        begun = {"settings": settings, "sets": about, "content": content, "models": [one.label for one in entries]}
+        folder = stack.enter_context(unfinished(Path(output), begun, resume))
+        rows: list[Row] = []
+        described = []
+        measured = Gathering(folder, examples, asked, settings, embedding_model, nli_model, device)
+        try:
+            for entry in entries:
+                with held.opened(entry) as subject:
+                    described.append({"label": entry.label, "role": entry.role, **subject.described()})
+                    rows += measured.rows(entry, subject, held.base, stage)
+        except EditError as error:
+            if not (folder / STATE).exists():
+                raise
+            raise WorkKept(f"{error} (what was measured before is kept for --resume)") from error
+        handed = (
+            {entry.label: harness.run(entry.source, lm_eval, device=device) for entry in entries} if lm_eval else None
+        )
+        report = build(
+            rows, asked, models=described, sets=about, settings=settings, warnings=warnings,
+            overlap=common if RETAIN in examples and FORGET in examples else None, lm_eval=handed,
+        )  # fmt: skip
+        write(report, rows, Path(output))
+    return report
+
+
+def evaluate_rows(
+    source: Source,
+    output: Source,
+    *,
+    reference_from: Source | None = None,
+    suites: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The metrics of saved rows, without a model: of examples.jsonl, of other programs, of a log of TOFU's evaluation.
+
+    >>> report = evaluate_rows("eval/examples.jsonl", "again", reference_from="retain/examples.jsonl")  # doctest: +SKIP
+
+    reference_from: rows of a model that never saw the forget set, in place of those of the role "reference" in `source`. Writes the
+    folder `output` and returns its results.json, as `evaluate` does. Raises EditError for rows that are none.
+    """
+    asked = chosen(suites, metrics)
+    check_folder(Path(output), [os.fspath(source), *([os.fspath(reference_from)] if reference_from else [])])
+    rows = read_rows(source)
+    other = read_rows(reference_from) if reference_from is not None else []
+    if len(names := sorted({row["model"] for row in other})) > 1:
+        own = [row for row in other if row["role"] == "reference"]
+        if len({row["model"] for row in own}) != 1:
+            raise EditError(
+                f"{reference_from} has rows of {listed(names)}: give a file with those of the reference alone"
+            )
+        other = own
+    labels = dict.fromkeys((row["model"], row["role"]) for row in rows)
+    if len(labels) > len({label for label, _ in labels}):
+        raise EditError(f"{source}: one model has rows of several roles: give each model one 'role'")
+    unknown: dict[str, Any] = {"name": None, "adapter": None, "sha256": None}
+    sizes: dict[str, set[int]] = {}
+    for row in rows:
+        sizes.setdefault(row["set"], set()).add(row["index"])
+    report = build(
+        rows,
+        asked,
+        models=[{"label": label, "role": role, **unknown} for label, role in labels],
+        reference_rows=other,
+        sets=[{"set": name, "name": None, "sha256": None, "examples": len(one)} for name, one in sizes.items()],
+        settings={
+            "suites": list(suites) or ([] if metrics else ["all"]),
+            "metrics": list(metrics),
+            "rows": Path(source).name,
+        }
+        | ({"reference_rows": Path(reference_from).name} if reference_from is not None else {}),
+    )
+    write(report, rows, Path(output))
+    return report
+
+
+def _check(
+    models: Sequence[Source],
+    batch_size: int,
+    max_new_tokens: int,
+    max_examples: int | None,
+    dtype: str | None,
+    device: str,
+) -> None:
+    counts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "max_examples": max_examples}
+    wrong = [
+        f"{name} is {value}, must be at least 1" for name, value in counts.items() if value is not None and value < 1
+    ]
+    wrong += unknown(dtype, device)
+    if not models:
+        wrong.append("no model is given")
+    if wrong:
+        raise EditError(f"nothing can be measured with these settings: {listed(wrong)}")
+
+
+def _read(files: Mapping[str, Source | None], max_examples: int | None) -> dict[str, Examples]:
+    found = {}
+    for name, path in files.items():
+        if path is not None:
+            one = read_examples(path)
+            found[name] = replace(one, rows=one.rows[:max_examples], numbers=one.numbers[:max_examples])
+    if not found:
+        raise EditError("there is nothing to measure on: give --forget, --retain or --set NAME=FILE")
+    if (
+        FORGET in found
+        and RETAIN in found
+        and overlap({"forget": found[FORGET], "retain": found[RETAIN]}) == len(found[FORGET])
+    ):
+        raise EditError(
+            f"{found[FORGET].label} lies wholly in {found[RETAIN].label}: nothing tells what to forget from what to keep, so give a "
+            "retain set without it"
+        )
+    return found
+
+
+def _refuse_lacking(
+    examples: Mapping[str, Examples], asked: Sequence[Metric], suites: Sequence[str], metrics: Sequence[str]
+) -> None:
+    """A suite that was asked for by name must find the keys that it needs in the sets that it is for."""
+    if "all" in suites or not (suites or metrics):
+        return
+    faults = []
+    for name in (FORGET, *CHOICES):
+        for column, key in KEYS.items():
+            if name in examples and column in columns_of(asked, name):
+                lacking = [
+                    number
+                    for number, row in zip(examples[name].numbers, examples[name].rows, strict=True)
+                    if key not in row
+                ]
+                if lacking:
+                    faults.append(
+                        f"{examples[name].label}: {len(lacking)} of {len(examples[name])} rows without {key!r} ({examples[name].unit} {listed(lacking, limit=5)})"
+                    )
+    if faults:
+        raise EditError(
+            f"{'; '.join(faults)}: {listed([*suites, *metrics])} needs them, or leave it out for what can be had"
+        )

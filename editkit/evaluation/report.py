@@ -1,0 +1,84 @@
+"""results.json: what was compared, every metric with its interval, and what to be careful about; and the folder it is written to."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from editkit import __version__
+from editkit.checkpoint import disk
+from editkit.diffing.rendering import plain, to_json
+from editkit.evaluation.aggregate import aggregate, distribution
+from editkit.evaluation.rows import Row, columns, to_line
+from editkit.evaluation.suites import FORGET, KEPT, Data, Metric
+
+SCHEMA = "editkit.evaluation/1"
+RESULTS, ROWS = "results.json", "examples.jsonl"
+
+
+def build(
+    rows: Sequence[Row],
+    metrics: Sequence[Metric],
+    *,
+    models: Sequence[Mapping[str, Any]],
+    reference_rows: Sequence[Row] = (),
+    **known: Any,
+) -> dict[str, Any]:
+    """The report. models: label and role of each column, in order. reference_rows: in place of rows of the role "reference". known: more of
+    the keys of results.json, such as sets, settings and warnings.
+    """
+    data = {one["label"]: columns(row for row in rows if row["model"] == one["label"]) for one in models}
+    labels = {
+        role: next((one["label"] for one in models if one["role"] == role), None) for role in ("base", "reference")
+    }
+    base = data[labels["base"]] if labels["base"] else None
+    reference = data[labels["reference"]] if labels["reference"] else None
+    if reference_rows:
+        reference = columns(reference_rows)
+    return {
+        "schema": SCHEMA,
+        "editkit": __version__,
+        "models": list(models),
+        **{key: known[key] for key in ("sets", "settings")},
+        "metrics": [one.described() for one in metrics],
+        "results": aggregate(data, metrics, reference=reference, base=base),
+        "overlap": known.get("overlap"),
+        "distribution": distribution(reference),
+        "lm_eval": known.get("lm_eval"),
+        "warnings": [*known.get("warnings", ()), *_warnings(rows, data, reference, labels["reference"])],
+    }
+
+
+def _warnings(rows: Sequence[Row], data: Mapping[str, Data], reference: Data | None, name: str | None) -> list[str]:
+    found = []
+    for label, sets in data.items():
+        for one in sets:
+            written = [row for row in rows if row["model"] == label and row["set"] == one and "generation" in row]
+            if empty := sum(not row["generation"] for row in written):
+                found.append(f"{label} writes nothing for {empty} of {len(written)} prompts of {one}")
+        kept = {one: sets[one]["rougeL_recall"] for one in KEPT if one in sets and "rougeL_recall" in sets[one]}
+        if zero := [one for one, values in kept.items() if not np.nansum(values)]:
+            found.append(f"ROUGE-L recall of {label} is 0 on all of {', '.join(zero)}, which makes its model utility 0")
+        if reference is not None and label != name and _alike(sets, reference):
+            found.append(
+                f"{label} gives every answer of forget the likelihood that the reference gives it: are they one model?"
+            )
+    return found
+
+
+def _alike(data: Data, reference: Data) -> bool:
+    mine, theirs = (one.get(FORGET, {}).get("nll") for one in (data, reference))
+    return mine is not None and theirs is not None and np.array_equal(mine, theirs)
+
+
+def write(report: Mapping[str, Any], rows: Sequence[Row], output: Path) -> None:
+    """Write the folder `output`, whole or not at all: examples.jsonl, results.json, report.html and pictures."""
+    from editkit.evaluation.rendering import write_pages
+
+    place = output.expanduser().resolve()
+    with disk.writing(str(output)), disk.staged(place) as folder:
+        (folder / ROWS).write_text("".join(map(to_line, rows)), "utf-8")
+        (folder / RESULTS).write_text(to_json(report), "utf-8")
+        write_pages(plain(report), rows, folder)
+        folder.replace(place)

@@ -1,0 +1,178 @@
+"""Rows of an evaluation, one per example, set and model: as files, and as columns for the metrics.
+
+>>> data = columns([{"set": "forget", "index": 1, "nll": 2.0}, {"set": "forget", "index": 0, "nll": 0.5, "ma": 1}])
+>>> data["forget"]["nll"], data["forget"]["ma"]
+(array([0.5, 2. ]), array([ 1., nan]))
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from editkit.errors import EditError, listed
+from editkit.evaluation.measuring import COLUMNS
+
+Row = dict[str, Any]
+Columns = Mapping[str, Any]
+"""Column -> float64 [n], NaN where a row lacks it; `perturbed_nll` -> list of n arrays, empty where a row lacks it."""
+
+ROLES = ("model", "base", "reference")
+LISTS = ("perturbed_nll",)
+TEXTS = ("generation",)
+NUMBERS = tuple(column for column in COLUMNS if column not in (*LISTS, *TEXTS))
+TOFU_LOG = {
+    "avg_gt_loss": "nll",
+    "num_token_gt": "num_tokens",
+    "avg_paraphrased_loss": "paraphrased_nll",
+    "average_perturb_loss": "perturbed_nll",
+    "rouge1_recall": "rouge1_recall",
+    "rougeL_recall": "rougeL_recall",
+    "generated": "generation",
+    "truth": "answer",
+}
+"""Keys of the logs that TOFU's own evaluation writes -> ours."""
+
+
+def to_line(row: Mapping[str, Any]) -> str:
+    """A row as a line of examples.jsonl; what is not finite becomes null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not isfinite(value) else value
+
+    return json.dumps({key: plain(value) for key, value in row.items()}, ensure_ascii=False) + "\n"
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """Rows from examples.jsonl, also of other programs, or from a log of TOFU's evaluation (.json).
+
+    A row needs `set`; `index` counts within set and model where it is absent, `model` is the file's name, `role` "model". Raises EditError
+    that names every bad line.
+    """
+    label, place = os.fspath(path), Path(path).expanduser()
+    if place.is_dir():
+        place = place / "examples.jsonl"
+    try:
+        text = place.read_text("utf-8-sig")
+    except OSError as error:
+        raise EditError(f"{label} cannot be read ({error.strerror}): give examples.jsonl of an evaluation") from error
+    except UnicodeDecodeError as error:
+        raise EditError(f"{label} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    numbered = _log(text, label) if place.suffix == ".json" else _lines(text, label)
+    if not numbered:
+        raise EditError(f"{label} has no rows: give examples.jsonl of an evaluation")
+    rows = _checked(numbered, label)
+    counts: dict[tuple[str, str], int] = {}
+    for row in rows:
+        row.setdefault("model", place.stem)
+        row.setdefault("role", "model")
+        key = (row["model"], row["set"])
+        row.setdefault("index", counts.get(key, 0))
+        counts[key] = counts.get(key, 0) + 1
+    _refuse_twice(rows, label)
+    return rows
+
+
+def _lines(text: str, label: str) -> list[tuple[int, Any]]:
+    numbered, broken = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                numbered.append((number, json.loads(line)))
+            except (ValueError, RecursionError):
+                broken.append(number)
+    if broken:
+        raise EditError(f"{label}: line {listed(broken)} cannot be read as JSON: one object on each line")
+    return numbered
+
+
+def _log(text: str, label: str) -> list[tuple[int, Any]]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EditError(
+            f"{label} is broken JSON ({error}): give examples.jsonl, or a log of TOFU's evaluation"
+        ) from error
+    shaped = isinstance(found, dict) and found and all(isinstance(rows, list) for rows in found.values())
+    if not shaped:
+        raise EditError(
+            f"{label} is no log of TOFU's evaluation, which holds a list of rows for each set: give examples.jsonl"
+        )
+    rows = [{**row, "set": name} if isinstance(row, dict) else row for name, rows in found.items() for row in rows]
+    return list(enumerate(rows, 1))
+
+
+def _checked(numbered: Sequence[tuple[int, Any]], label: str) -> list[Row]:
+    """The rows with our keys. Raises EditError for rows that are none, and values of the wrong kind."""
+    rows, faults = [], dict[str, list[int]]()
+    for number, found in numbered:
+        if not isinstance(found, dict):
+            faults.setdefault("no JSON object", []).append(number)
+            continue
+        row: Row = {str(TOFU_LOG.get(key, key)): value for key, value in found.items() if value is not None}
+        for key, right, what in _KINDS:
+            if key in row and not right(row[key]):
+                faults.setdefault(f"with a {key!r} that is not {what}", []).append(number)
+        if "set" not in row:
+            faults.setdefault("without 'set'", []).append(number)
+        rows.append(row)
+    if faults:
+        said = "; ".join(f"line {listed(lines)} {fault}" for fault, lines in faults.items())
+        raise EditError(f"{label}: {said}: see examples.jsonl in docs/formats.md")
+    return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_KINDS = (
+    *((key, lambda value: isinstance(value, str) and bool(value), "a name") for key in ("set", "model")),
+    ("role", lambda value: value in ROLES, f"one of {listed(ROLES)}"),
+    ("index", lambda value: isinstance(value, int) and value >= 0, "a number from 0"),
+    *((key, lambda value: isinstance(value, str), "text") for key in ("prompt", "answer", "generation")),
+    *((key, _is_number, "a number") for key in NUMBERS),
+    *(
+        (key, lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers")
+        for key in LISTS
+    ),
+)
+
+
+def _refuse_twice(rows: Iterable[Row], label: str) -> None:
+    seen, twice = set(), []
+    for row in rows:
+        key = (row["model"], row["set"], row["index"])
+        if key in seen:
+            twice.append(f"{row['set']} {row['index']} of {row['model']}")
+        seen.add(key)
+    if twice:
+        raise EditError(f"{label}: twice in it: {listed(twice)}: give each model its own name in 'model'")
+
+
+def columns(rows: Iterable[Row]) -> dict[str, Columns]:
+    """Set -> its columns, rows in the order of `index`; only columns that some row of the set has, and `index` itself."""
+    sets: dict[str, list[Row]] = {}
+    for row in rows:
+        sets.setdefault(row["set"], []).append(row)
+    found: dict[str, Columns] = {}
+    for name, members in sets.items():
+        members.sort(key=lambda row: row["index"])
+        there = {key for row in members for key in row if row[key] is not None}
+        data: dict[str, Any] = {"index": np.array([row["index"] for row in members])}
+        for column in (key for key in NUMBERS if key in there):
+            data[column] = np.array([_number(row.get(column)) for row in members], np.float64)
+        for column in (key for key in LISTS if key in there):
+            data[column] = [np.array(row.get(column) or [], np.float64) for row in members]
+        found[name] = data
+    return found
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
