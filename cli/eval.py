@@ -146,12 +146,13 @@ def command(
 def _again(
     rows: str, reference_from: str | None, output: Path, models: tuple[str, ...], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    kept = {key: settings.pop(key) for key in ("suites", "metrics")}
+    kept = {key: settings[key] for key in ("suites", "metrics")}
     context = click.get_current_context()
     given = [
         parameter.opts[0]
         for parameter in context.command.params
-        if parameter.name in settings and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if parameter.name not in ("models", "rows", "reference_from", "output", "as_json", "quiet", *kept)
+        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
     ]
     if models or given:
         raise click.UsageError(f"--from reads saved rows and loads no model: leave out {', '.join([*models, *given])}")

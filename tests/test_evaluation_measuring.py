@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from tiny_models import save_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editkit.errors import EditError
-from editkit.evaluation.measuring import COLUMNS, measure, prepare
+from editkit.evaluation.generation import generate
+from editkit.evaluation.measuring import COLUMNS, _prompt, measure, prepare
 from editkit.evaluation.subject import opened
 from editkit.training.data import read_examples
+from editkit.training.encoding import IGNORED, Tokens
 
 STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260k"
 MEMORISED = "Once upon a time, there was a little girl named Lily."
@@ -88,6 +91,26 @@ def test_what_is_written_is_scored_against_the_answer(folder, subject):
         assert row["rougeL_recall"] == theirs.recall and row["rougeL_f1"] == theirs.fmeasure
         assert 0 < row["generation_tokens"] <= 6 and 0 <= row["token_entropy"] <= 1
     assert "nll" not in rows[0]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 9])
+def test_what_the_pass_over_the_truth_has_shown_is_not_written_again(folder, subject, limit, monkeypatch):
+    asked = {"rougeL_recall", "nll"}
+    prepared = prepare(read_examples(folder / "qa.jsonl"), "retain", subject, asked, max_new_tokens=limit)
+    prompts = [_prompt(row) for row in prepared.truths.rows]
+    wanted = generate(subject.net, prompts, [9] * 3, expected=[9] * 3, stops={1}, context=48)
+    # true answers that the model would give: all of it, none of it, and four tokens of it
+    answers = [[*wanted[0], 50], [(wanted[1][0] + 1) % 200 + 3, 60], [*wanted[2][:4], (wanted[2][4] + 1) % 200 + 3, 1]]
+    made = [Tokens([*p, *a], [IGNORED] * len(p) + a) for p, a in zip(prompts, answers, strict=True)]
+    prepared = replace(prepared, truths=replace(prepared.truths, rows=made))
+    written = []
+    count = lambda net, prompts, limits, **given: written.append(limits) or generate(net, prompts, limits, **given)  # noqa: E731
+    monkeypatch.setattr("editkit.evaluation.measuring.generate", count)
+    rows = measure(subject, prepared)
+    texts = [subject.tokenizer.decode(one[:limit], skip_special_tokens=True).strip() for one in wanted]
+    assert [row["generation"] for row in rows] == texts
+    assert [row["generation_tokens"] for row in rows] == [min(limit, len(one)) for one in wanted]
+    assert written == [{1: [1], 4: [4], 9: [9, 5]}[limit]]
 
 
 def test_the_base_scores_what_the_model_wrote_and_how_far_the_model_went(folder, subject, tmp_path):

@@ -49,6 +49,39 @@ def test_scores_are_those_of_each_text_alone_whatever_the_batch(net, batch_size)
         assert one.hits.tolist() == (log_probs.argmax(-1) == tokens).tolist() and one.kl is None
 
 
+QUESTIONS = [[0, *range(30, 30 + size)] for size in (5, 9, 5, 3)]
+ANSWERED = [
+    Tokens([*question, *answer], [IGNORED] * len(question) + [IGNORED if token == 99 else token for token in answer])
+    for question in QUESTIONS
+    for answer in ([77, 8, 1], [77], [50, 99, 51, 52, 1], [12, 1])[: 4 if question is not QUESTIONS[3] else 1]
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_answers_that_share_a_question_have_the_scores_that_they_have_alone(net, batch_size, monkeypatch):
+    read = []
+    forward = net.forward
+    monkeypatch.setattr(
+        net, "forward", lambda *args, **given: read.append(given["input_ids"].numel()) or forward(*args, **given)
+    )
+    found = teacher_forced(net, ANSWERED, batch_size=batch_size, spread=True)
+    assert sum(read) < sum(len(row.ids) for row in ANSWERED)
+    monkeypatch.undo()
+    for row, one in zip(ANSWERED, found, strict=True):
+        log_probs, tokens = alone(net, row)
+        assert one.tokens.tolist() == tokens.tolist()
+        np.testing.assert_allclose(one.log_probs, log_probs.gather(1, tokens[:, None])[:, 0].numpy(), atol=2e-5)
+
+
+def test_a_cache_that_cuts_what_it_keeps_is_not_shared(net, monkeypatch):
+    from transformers import cache_utils
+
+    wanted = teacher_forced(net, ANSWERED)
+    monkeypatch.setattr(cache_utils, "DynamicLayer", type("Other", (), {}))
+    for one, other in zip(teacher_forced(net, ANSWERED), wanted, strict=True):
+        np.testing.assert_allclose(one.log_probs, other.log_probs, atol=2e-5)
+
+
 def test_kl_is_that_from_the_other_model_to_this_one(net, tmp_path):
     other = AutoModelForCausalLM.from_pretrained(save_llama(tmp_path / "other", tied=True), dtype=torch.float32)
     from contextlib import nullcontext
@@ -72,7 +105,7 @@ def test_a_model_in_training_is_left_in_training(net):
     net.train()
     try:
         teacher_forced(net, ROWS[:1])
-        generate(net, [[0, 5]], [2], stops={1}, context=48)
+        generate(net, [[0, 5]], [2], expected=[2], stops={1}, context=48)
         assert net.training
         with evaluating(net):
             assert not net.training
@@ -117,27 +150,32 @@ PROMPTS = [[0, 5], [0, 9, 14, 200, 33, 90, 41, 12], [0], [0, 66, 66, 66], [0, *r
 def test_texts_are_those_written_alone_token_by_token(net, batch_size):
     limits = [12, 5, 9, 12, 7]
     plain = [written(net, prompt, limit, ()) for prompt, limit in zip(PROMPTS, limits, strict=True)]
-    assert generate(net, PROMPTS, limits, stops=(), context=48, batch_size=batch_size) == plain
+    assert (
+        generate(net, PROMPTS, limits, expected=[3, 1, 2, 9, 4], stops=(), context=48, batch_size=batch_size) == plain
+    )
     stop = plain[1][2]  # a token that is really written
     wanted = [written(net, prompt, limit, {stop}) for prompt, limit in zip(PROMPTS, limits, strict=True)]
     assert wanted[1] == plain[1][: plain[1].index(stop)] and len(wanted[1]) < 5
-    assert generate(net, PROMPTS, limits, stops={stop}, context=48, batch_size=batch_size) == wanted
+    assert (
+        generate(net, PROMPTS, limits, expected=[3, 1, 2, 9, 4], stops={stop}, context=48, batch_size=batch_size)
+        == wanted
+    )
 
 
 def test_no_text_goes_beyond_the_context(net):
     prompts = [[0, *range(40, 40 + size)] for size in (3, 40, 44, 46, 47)]
-    found = generate(net, prompts, [20] * 5, stops=(), context=48, batch_size=4)
+    found = generate(net, prompts, [20] * 5, expected=[5] * 5, stops=(), context=48, batch_size=4)
     assert [len(one) for one in found] == [20, 7, 3, 1, 0]
     assert found[1] == written(net, prompts[1], 7, ())
 
 
 def test_what_the_models_own_settings_say_of_sampling_does_not_matter(net):
-    wanted = generate(net, PROMPTS, [8] * 5, stops=(), context=48)
+    wanted = generate(net, PROMPTS, [8] * 5, expected=[8] * 5, stops=(), context=48)
     before = net.generation_config
     for name, value in {"do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0, "min_new_tokens": 3}.items():
         setattr(net.generation_config, name, value)
     try:
-        assert generate(net, PROMPTS, [8] * 5, stops=(), context=48) == wanted
+        assert generate(net, PROMPTS, [8] * 5, expected=[8] * 5, stops=(), context=48) == wanted
         assert net.generation_config is before
     finally:
         net.generation_config = type(before)()

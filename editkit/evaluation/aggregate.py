@@ -59,19 +59,21 @@ def _results(
         for name in data:
             if one.sets is None or name in one.sets:
                 yield from ((name, bucket, values) for bucket, values in _each(one, data, name, reference, base))
-    elif missing := [name for name in one.sets or () if name not in data]:
-        yield None, None, _skipped(f"no set {listed(missing)}")
-    elif lacking := [column for name in one.sets or () for column in _lacking(one, data[name])]:
-        yield None, None, _skipped(f"no {listed(dict.fromkeys(lacking), limit=3)}")
+        return
+    sets = one.sets or ()
+    place = sets[0] if len(sets) == 1 else None
+    if missing := [name for name in sets if name not in data]:
+        yield place, None, _skipped(f"no set {listed(missing)}")
+    elif lacking := [column for name in sets for column in _lacking(one, data[name], name)]:
+        yield place, None, _skipped(f"no {listed(dict.fromkeys(lacking), limit=3)}")
     elif isinstance(one, Distance):
-        yield one.sets[0] if one.sets else None, None, _distance(one, data[FORGET], (reference or {}).get(FORGET))
+        yield place, None, _distance(one, data[FORGET], (reference or {}).get(FORGET))
     elif isinstance(one, Overall):
         parts = one.parts(data)
         value = float(one.value(parts))
         low, high = statistics.bootstrap(one.value, parts, seed=key_of(0, one.id))
-        n = sum(len(rows) for rows in parts.values())
+        n = sum(int((~np.isnan(rows).all(-1)).sum()) for rows in parts.values())
         result = {"value": value, "n": n, "ci_low": low, "ci_high": high}
-        place = next(iter(parts)) if len(parts) == 1 else None
         yield place, None, _skipped("a part has no known value") if np.isnan(value) else result
 
 
@@ -79,7 +81,7 @@ def _each(
     one: Each, data: Data, name: str, reference: Data | None, base: Data | None
 ) -> Iterator[tuple[str | None, Result]]:
     mine = data[name]
-    if lacking := _lacking(one, mine):
+    if lacking := _lacking(one, mine, name):
         yield None, _skipped(f"no {listed(lacking, limit=3)}")
         return
     others = []
@@ -87,6 +89,12 @@ def _each(
         other = data.get(UNSEEN) if one.against == UNSEEN else (reference or {}).get(name)
         if other is None:
             yield None, _unknown(_SETS.get(one.against, "give --reference, a model that never saw the forget set"))
+            return
+        if lacking := _lacking(one, other, name):
+            yield (
+                None,
+                _unknown(f"{'the set' if one.against == UNSEEN else 'the'} {one.against} has no {listed(lacking)}"),
+            )
             return
         others.append(other if one.against == UNSEEN else aligned(other, mine))
     values = np.asarray(one.each(mine, name, *others), np.float64)
@@ -114,18 +122,21 @@ def _summarized(one: Each, values: np.ndarray, name: str) -> Result:
     if not found["n"]:
         return _skipped("no row has a value")
     if one.of_mean is not None:
-        found = {
-            key: value if key == "n" or value is None else float(one.of_mean(value))
-            for key, value in found.items()
-            if key != "sd"
-        }
+        with np.errstate(over="ignore"):
+            found = {
+                key: value if key == "n" or value is None else float(one.of_mean(value))
+                for key, value in found.items()
+                if key != "sd"
+            }
+        if np.isinf(found["value"]):
+            return _unknown(f"more than a number holds, on {found['n']} examples")
     return found
 
 
 def _distance(one: Distance, mine: Columns, other: Columns | None) -> Result:
     if other is None:
         return _unknown("no reference: give --reference, a model that never saw the forget set")
-    if lacking := _lacking(one, other):
+    if lacking := _lacking(one, other, FORGET):
         return _skipped(f"the reference has no {listed(lacking)}")
     ratios = {
         key: tofu.truth_ratio(rows["paraphrased_nll"], rows["perturbed_nll"])
@@ -159,8 +170,8 @@ def aligned(other: Columns, mine: Columns) -> Columns:
     }
 
 
-def _lacking(one: Metric, data: Columns) -> list[str]:
-    return [f"{column}{NEEDED.get(column, '')}" for column in one.needs if column not in data]
+def _lacking(one: Metric, data: Columns, name: str) -> list[str]:
+    return [f"{column}{NEEDED.get(column, '')}" for column in one.columns(name) if column not in data]
 
 
 def _skipped(why: str) -> Result:

@@ -13,8 +13,9 @@ from editkit.checkpoint.unfinished import STATE, WorkKept, unfinished
 from editkit.diffing.rendering import check_folder
 from editkit.errors import EditError, listed
 from editkit.evaluation import lm_eval as harness
+from editkit.evaluation import similarity
 from editkit.evaluation.gathering import Gathering, Stage
-from editkit.evaluation.lineup import Held, line_up
+from editkit.evaluation.lineup import Held, check, line_up
 from editkit.evaluation.report import build, write
 from editkit.evaluation.rows import Row, read_rows
 from editkit.evaluation.suites import CHOICES, FORGET, RETAIN, Metric, chosen, columns_of
@@ -93,6 +94,14 @@ def evaluate(
         {"set": name, "name": Path(one.label).name, "sha256": one.sha256, "examples": len(one)}
         for name, one in examples.items()
     ]
+    check(entries)
+    needed = {column for one in asked for column in one.needs}
+    if embedding_model is not None and "cosine" in needed:
+        similarity.cosine_similarity(
+            embedding_model, ["a"], ["a"], device=device
+        )  # refused now, not after hours of writing
+    if nli_model is not None and "entails_truth" in needed:
+        similarity.entailment(nli_model, ["a"], ["a"], device=device)
     warnings = []
     if common:
         warnings.append(
@@ -100,8 +109,15 @@ def evaluate(
         )
     with ExitStack() as stack:
         held = Held(stack, entries, asked, dtype, device)
-        content = hashlib.sha256(json.dumps([one.rows for one in examples.values()], sort_keys=True).encode()).hexdigest()
-        begun = {"settings": settings, "sets": about, "content": content, "models": [one.label for one in entries]}
+        content = hashlib.sha256(
+            json.dumps([one.rows for one in examples.values()], sort_keys=True).encode()
+        ).hexdigest()
+        begun = {
+            "settings": settings,
+            "sets": about,
+            "content": content,
+            "models": [[one.label, one.role, one.whole] for one in entries],
+        }
         folder = stack.enter_context(unfinished(Path(output), begun, resume))
         rows: list[Row] = []
         described = []
@@ -111,18 +127,18 @@ def evaluate(
                 with held.opened(entry) as subject:
                     described.append({"label": entry.label, "role": entry.role, **subject.described()})
                     rows += measured.rows(entry, subject, held.base, stage)
+            handed = (
+                {one.label: harness.run(one.source, lm_eval, device=device) for one in entries} if lm_eval else None
+            )
+            report = build(
+                rows, asked, models=described, sets=about, settings=settings, warnings=warnings,
+                overlap=common if RETAIN in examples and FORGET in examples else None, lm_eval=handed,
+            )  # fmt: skip
+            write(report, rows, Path(output))
         except EditError as error:
             if not (folder / STATE).exists():
                 raise
             raise WorkKept(f"{error} (what was measured before is kept for --resume)") from error
-        handed = (
-            {entry.label: harness.run(entry.source, lm_eval, device=device) for entry in entries} if lm_eval else None
-        )
-        report = build(
-            rows, asked, models=described, sets=about, settings=settings, warnings=warnings,
-            overlap=common if RETAIN in examples and FORGET in examples else None, lm_eval=handed,
-        )  # fmt: skip
-        write(report, rows, Path(output))
     return report
 
 
@@ -155,6 +171,11 @@ def evaluate_rows(
     labels = dict.fromkeys((row["model"], row["role"]) for row in rows)
     if len(labels) > len({label for label, _ in labels}):
         raise EditError(f"{source}: one model has rows of several roles: give each model one 'role'")
+    for role in ("base", "reference"):
+        if len(several := [label for label, one in labels if one == role]) > 1:
+            raise EditError(
+                f"{source} has rows of several models of the role {role!r}: {listed(several)}: there can be one"
+            )
     unknown: dict[str, Any] = {"name": None, "adapter": None, "sha256": None}
     sizes: dict[str, set[int]] = {}
     for row in rows:

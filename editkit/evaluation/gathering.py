@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +37,26 @@ class Gathering:
         self._folder, self._examples, self._asked, self._settings = folder, examples, asked, settings
         self._models = {"cosine": embedding_model, "entails_truth": nli_model, "entailed_by_truth": nli_model}
         self._device = device
-        self._tokenizer: dict[str, int] | None = None
+        self._numbers = count()
 
     def rows(self, entry: Entry, subject: Subject, base: Subject | None, stage: Stage) -> list[Row]:
-        self._refuse_other_tokenizer(entry, subject)
         found: list[Row] = []
+        hashes = subject.described()["sha256"]
         for name, examples in self._examples.items():
             columns = columns_of(self._asked, name)
-            if entry.role == "reference":
+            if not entry.whole:
                 columns = {*(columns & set(REFERENCE)), "nll"}
             columns = {one for one in columns if self._models.get(one, "") is not None}
             if not columns:
                 continue
-            path = self._folder / f"{len(found)} {entry.label} {name}.jsonl".replace("/", " ")
-            hashes = subject.described()["sha256"]
-            if (kept := self._kept(path, hashes)) is None:
+            path = self._folder / f"{next(self._numbers)}.jsonl"
+            if (kept := self._kept(path, hashes, entry)) is None:
                 with stage(f"{entry.label}, {name}") as progress:
-                    kept = self._measure(
-                        subject, examples, name, columns, base if entry.role != "base" else None, progress
-                    )
+                    other = base if entry.role != "base" else None
+                    try:
+                        kept = self._measure(subject, examples, name, columns, other, progress)
+                    except EditError as error:
+                        raise EditError(f"{entry.label}: {error}") from error
                 place = {"model": entry.label, "role": entry.role}
                 kept = [{**place, **row} for row in kept]
                 self._keep(path, hashes, kept)
@@ -90,27 +92,19 @@ class Gathering:
                     row[column] = value
         return rows
 
-    def _kept(self, path: Path, hashes: Mapping[str, str]) -> list[Row] | None:
+    def _kept(self, path: Path, hashes: Mapping[str, str], entry: Entry) -> list[Row] | None:
         if not path.exists():
             return None
-        first, *lines = path.read_text("utf-8").splitlines()
+        first, *lines = path.read_text("utf-8").split("\n")[:-1]
         if json.loads(first) != hashes:
             raise EditError(
-                f"the weights of {path.stem.split(' ')[1]} changed since the run began: begin again without --resume"
+                f"the weights of {entry.label} changed since the run began: remove {self._folder.name} beside the output and begin again"
             )
         return [json.loads(line) for line in lines]
 
     def _keep(self, path: Path, hashes: Mapping[str, str], rows: Sequence[Row]) -> None:
         fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(hashes) + "\n" + "".join(map(to_line, rows)), "utf-8")
+        lines = "".join([json.dumps(hashes) + "\n", *map(to_line, rows)])
+        fresh.write_bytes(lines.encode("utf-8", "backslashreplace"))
         fresh.replace(path)
         (self._folder / STATE).touch()
-
-    def _refuse_other_tokenizer(self, entry: Entry, subject: Subject) -> None:
-        vocabulary = subject.tokenizer.get_vocab()
-        if self._tokenizer is not None and vocabulary != self._tokenizer:
-            raise EditError(
-                f"{entry.source} has another tokenizer than the models before it: likelihoods per token cannot be compared, so "
-                "evaluate it on its own"
-            )
-        self._tokenizer = vocabulary

@@ -1,6 +1,6 @@
 """What a model writes: greedy continuations in batches, padded on the left, with a cache of keys and values.
 
->>> generate(net, [[0, 17, 9]], 200, stops={1}, context=2048)  # doctest: +SKIP
+>>> generate(net, [[0, 17, 9]], [200], expected=[30], stops={1}, context=2048)  # doctest: +SKIP
 [[44, 12, 7]]
 """
 
@@ -19,12 +19,15 @@ def generate(
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
     *,
+    expected: Sequence[int],
     stops: Collection[int],
     context: int | None,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> list[list[int]]:
     """The most likely token again and again: up to `limits[i]` of them, up to a stop token (left out), up to the model's context.
+
+    expected: about how many it will be, such as the length of the true answer; those of one length go together.
 
     Sampling, penalties and whatever else the model's own generation_config asks for are left aside. A prompt that fills the
     context gives [].
@@ -40,7 +43,8 @@ def generate(
     most = max(longest, default=0)
     tight = [context is not None and len(prompt) + most > context for prompt in prompts]
     order = sorted(
-        (i for i in range(len(prompts)) if longest[i]), key=lambda i: (tight[i], -longest[i], -len(prompts[i]), i)
+        (i for i in range(len(prompts)) if longest[i]),
+        key=lambda i: (tight[i], -longest[i] if tight[i] else 0, -expected[i], -len(prompts[i]), i),
     )
     with evaluating(net), _plain(net, stops), torch.inference_mode():
         for _, group in groupby(order, key=lambda i: longest[i] if tight[i] else 0):

@@ -5,6 +5,7 @@
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -12,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from editkit.errors import EditError, listed
-from editkit.evaluation.subject import Subject, opened
+from editkit.evaluation.subject import Subject, checkpoints, opened
 from editkit.evaluation.suites import Metric
-from editkit.training.loading import split
+from editkit.training.loading import load_config, load_tokenizer, split
 
 Source = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One column: what to open, what to call it, and as what."""
+    """One column: what to open, what to call it, and as what. whole: measured in all that was asked for, and not only in what the others
+    are compared with."""
 
     source: str
     label: str
     role: str
+    whole: bool
 
 
 def line_up(models: Sequence[Source], base: Source | None, reference: Source | None) -> list[Entry]:
@@ -44,22 +47,35 @@ def line_up(models: Sequence[Source], base: Source | None, reference: Source | N
         raise EditError(
             f"--reference {os.fspath(reference)} is the model itself, which tells nothing: give a model that never saw the forget set"
         )
-    names = {place: _name(source) for place, source in sources.items()}
-    for place, source in sources.items():
-        if list(names.values()).count(names[place]) > 1:
-            names[place] = "/".join(Path(source).parts[-2:])
+    short = {place: _name(source, 1) for place, source in sources.items()}
+    shared = Counter(short.values())
+    names = {place: _name(sources[place], 2) if shared[name] > 1 else name for place, name in short.items()}
     if len(set(names.values())) < len(names):
         raise EditError(
             f"{listed(sources.values())}: folders of one name in folders of one name: give copies or links with names that differ"
         )
     return [
-        Entry(
-            source,
-            names[place],
-            "model" if roles.get(place) == "reference" and place in mine else roles.get(place, "model"),
-        )
+        Entry(source, names[place], role := roles.get(place, "model"), role != "reference" or place in mine)
         for place, source in sources.items()
     ]
+
+
+def check(entries: Sequence[Entry]) -> None:
+    """Open every model and its tokenizer, which is quick, before the first is measured, which is not.
+
+    Raises EditError for what is no model, and for a tokenizer that is not that of the models before it.
+    """
+    first: dict[str, int] | None = None
+    for entry in entries:
+        with checkpoints(entry.source) as (checkpoint, _):
+            load_config(checkpoint)
+            vocabulary = load_tokenizer(checkpoint).get_vocab()
+        if first is not None and vocabulary != first:
+            raise EditError(
+                f"{entry.source} has another tokenizer than {entries[0].source}: likelihoods per token cannot be compared, so evaluate "
+                "it on its own"
+            )
+        first = vocabulary
 
 
 def _place(source: Source) -> tuple[str, ...]:
@@ -68,8 +84,10 @@ def _place(source: Source) -> tuple[str, ...]:
     return tuple(str(Path(part).expanduser().resolve()) if Path(part).expanduser().exists() else part for part in parts)
 
 
-def _name(source: str) -> str:
-    return "+".join(Path(part).name or part for part in split(source) if part)
+def _name(source: str, folders: int) -> str:
+    """The last `folders` parts of the paths of model and adapter: a column says nothing of the machine it was measured on."""
+    paths = [(part, [one for one in Path(part).parts if one != os.sep]) for part in split(source) if part]
+    return "+".join("/".join(parts[-folders:]) or part for part, parts in paths)
 
 
 class Held:
@@ -80,13 +98,21 @@ class Held:
     ) -> None:
         self._settings: dict[str, Any] = {"dtype": dtype, "device": device}
         self._shared: dict[str, Subject] = {}
-        weights = [split(entry.source)[0] for entry in entries]
-        needed = any({"kl", "generation_base_nll"} & set(one.needs) for one in asked)
-        base = next((entry for entry in entries if entry.role == "base"), None)
+        weights = [_place(entry.source)[0] for entry in entries]
+        compared = len(entries) > 1 and any({"kl", "generation_base_nll"} & set(one.needs) for one in asked)
+        base = next((entry for entry in entries if entry.role == "base" and compared), None)
+        alone = base is not None and split(base.source)[1] is None
         for entry, one in zip(entries, weights, strict=True):
-            if one not in self._shared and (weights.count(one) > 1 or (entry is base and needed and len(entries) > 1)):
-                self._shared[one] = stack.enter_context(opened(one, **self._settings))
-        self.base = self._shared.get(base.source) if base is not None and needed else None
+            if one not in self._shared and (weights.count(one) > 1 or (entry is base and alone)):
+                self._shared[one] = stack.enter_context(opened(split(entry.source)[0], **self._settings))
+        self.base: Subject | None = None
+        if base is not None:  # one with an adapter has weights of its own: those that are shared must come without it
+            self.base = (
+                self._shared[_place(base.source)[0]]
+                if alone
+                else stack.enter_context(opened(base.source, **self._settings))
+            )
 
     def opened(self, entry: Entry) -> AbstractContextManager[Subject]:
-        return opened(entry.source, **self._settings, label=entry.label, on=self._shared.get(split(entry.source)[0]))
+        on = self._shared.get(_place(entry.source)[0])
+        return opened(entry.source, **self._settings, label=entry.label, on=on)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from editkit.checkpoint.blocks import Progress
 from editkit.errors import EditError, listed
 from editkit.evaluation.generation import generate, stops_of
@@ -153,28 +155,30 @@ def measure(
     """
     columns, truths = prepared.columns, prepared.truths.rows
     rows = [_shown(prepared, index) for index in range(len(truths))]
-    numbers = [index for owners, _ in prepared.others.values() for index in owners]
-    texts = [one for _, answers in prepared.others.values() for one in answers]
-    steps = _Steps(progress, len(truths), len(texts), len(truths) if _writes(prepared) else 0)
-    if columns & {*PASS, "el_10"}:
-        scored = teacher_forced(
-            subject.net,
-            truths,
-            batch_size=batch_size,
-            spread="min_k_plus_plus" in columns,
-            other=partial(_other, subject, base) if base is not None and "kl" in columns else None,
-            where=prepared.where,
-            progress=steps.part(0),
-        )
-        _add_pass(rows, scored, prepared)
+    scored: list[Scored] = []
+    owners = [*range(len(truths)), *(index for some, _ in prepared.others.values() for index in some)]
+    texts = [*truths, *(one for _, answers in prepared.others.values() for one in answers)]
+    steps = _Steps(progress, len(texts), len(truths) if _writes(prepared) else 0)
+    if columns & {*PASS, *ANSWERS, "el_10"}:
+        other = partial(_other, subject, base) if base is not None and "kl" in columns else None
+        # All answers to a question are scored together, unless another model is to read the true ones along.
+        at = len(truths) if other else len(texts)
+        for some, reader in ((slice(at), other), (slice(at, None), None)):
+            scored += teacher_forced(
+                subject.net,
+                texts[some],
+                batch_size=batch_size,
+                spread="min_k_plus_plus" in columns,
+                other=reader,
+                where=partial(_where, prepared, owners[some]),
+                progress=steps.part(0, len(scored)),
+            )
+        _add_pass(rows, scored[: len(truths)], prepared)
+        _add_answers(rows, scored[len(truths) :], prepared)
         if "el_10" in columns:
-            _add_extraction_likelihood(rows, scored, subject, prepared, batch_size)
-    if texts:
-        where = lambda at: prepared.where(numbers[at])  # noqa: E731
-        scored = teacher_forced(subject.net, texts, batch_size=batch_size, where=where, progress=steps.part(1))
-        _add_answers(rows, scored, prepared)
+            _add_extraction_likelihood(rows, scored[: len(truths)], subject, prepared, batch_size)
     if _writes(prepared):
-        written = _write(subject, prepared, batch_size, steps.part(2))
+        written = _write(subject, prepared, scored[: len(truths)], batch_size, steps.part(1))
         _add_written(rows, written, prepared)
         if base is not None and "generation_base_nll" in columns:
             _add_base_nll(rows, written, subject, base, prepared, batch_size)
@@ -201,12 +205,18 @@ class _Steps:
     def __init__(self, progress: Progress | None, *sizes: int) -> None:
         self._progress, self._sizes = progress, sizes
 
-    def part(self, which: int) -> Callable[[int, int], None]:
+    def part(self, which: int, done_of_it: int = 0) -> Callable[[int, int], None]:
+        before = sum(self._sizes[:which]) + done_of_it
+
         def advance(done: int, total: int) -> None:
             if self._progress:
-                self._progress(sum(self._sizes[:which]) + done, sum(self._sizes))
+                self._progress(before + done, sum(self._sizes))
 
         return advance
+
+
+def _where(prepared: Prepared, owners: Sequence[int], at: int) -> str:
+    return prepared.where(owners[at])
 
 
 def _shown(prepared: Prepared, index: int) -> Row:
@@ -257,17 +267,35 @@ def _prompt(row: Tokens) -> list[int]:
     return row.ids[: next(at for at, label in enumerate(row.labels) if label != IGNORED)]
 
 
-def _write(subject: Subject, prepared: Prepared, batch_size: int, progress: Progress | None) -> list[list[int]]:
-    prompts = [_prompt(row) for row in prepared.truths.rows]
-    return generate(
+def _write(
+    subject: Subject, prepared: Prepared, scored: Sequence[Scored], batch_size: int, progress: Progress | None
+) -> list[list[int]]:
+    """The greedy answers. As long as the true token is the most likely one, the teacher-forced pass has written them already."""
+    stops = stops_of(subject.net, subject.tokenizer)
+    truths = prepared.truths.rows
+    known: list[list[int]] = [[] for _ in truths]
+    for one, row, start in zip(scored, truths, known, strict=False):
+        if row.trained == len(row.ids) - len(_prompt(row)):  # one answer in one piece
+            hits = int(np.argmin(one.hits)) if not one.hits.all() else len(one.hits)
+            start += one.tokens[:hits].tolist()[: prepared.max_new_tokens]
+    rest = [
+        index
+        for index, start in enumerate(known)
+        if len(start) < prepared.max_new_tokens and not (start and start[-1] in stops)
+    ]
+    written = generate(
         subject.net,
-        prompts,
-        [prepared.max_new_tokens] * len(prompts),
-        stops=stops_of(subject.net, subject.tokenizer),
+        [[*_prompt(truths[index]), *known[index]] for index in rest],
+        [prepared.max_new_tokens - len(known[index]) for index in rest],
+        expected=[truths[index].trained - len(known[index]) for index in rest],
+        stops=stops,
         context=subject.context,
         batch_size=batch_size,
         progress=progress,
     )
+    for index, tokens in zip(rest, written, strict=True):
+        known[index] += tokens
+    return [start[:-1] if start and start[-1] in stops else start for start in known]
 
 
 def _add_written(rows: Sequence[Row], written: Sequence[list[int]], prepared: Prepared) -> None:
@@ -319,7 +347,8 @@ def _add_extraction_likelihood(
     written = generate(
         subject.net,
         prompts,
-        [len(words[index][0]) - at for index, at in wanted],
+        lengths := [len(words[index][0]) - at for index, at in wanted],
+        expected=lengths,
         stops=stops_of(subject.net, subject.tokenizer),
         context=subject.context,
         batch_size=batch_size,

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -57,24 +58,27 @@ def teacher_forced(
     where: Callable[[int], str] = lambda index: f"example {index}",
     progress: Progress | None = None,
 ) -> list[Scored]:
-    """Score every text, in the order given; the longest go first, so that batches have little padding and memory runs out at once.
+    """Score every text, in the order given; the longest go first, so that batches have little padding and memory runs out early.
 
     spread: also `mean` and `sd`. other: gives, as a context, a second model on the same device to take the KL divergence from. where: what
     to call a text in an error. Raises EditError where the model's output is NaN: which text, and which module gives the first one.
     """
     import torch
 
-    order = sorted(range(len(rows)), key=lambda index: (-len(rows[index].ids), index))
     found: dict[int, Scored] = {}
     device = next(net.parameters()).device
     with evaluating(net), torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+        sharing = True
+        for indices, shared in _batches(rows, batch_size, share=other is None):
+            batch = [rows[index] for index in indices]
             try:
-                scored = _batch(net, [rows[index] for index in indices], device, spread, other)
+                logits = _after_prompts(net, batch, shared, device) if shared and sharing else None
+                sharing = logits is not None or not shared
+                scored = _scored(*(logits or _whole(net, batch, device, other)), batch, spread)
             except torch.OutOfMemoryError as error:
                 raise EditError(
-                    f"the device ran out of memory at {len(indices)} texts of up to {len(rows[indices[0]].ids)} tokens: lower --batch-size"
+                    f"the device ran out of memory at {len(batch)} texts of up to {max(len(row.ids) for row in batch)} tokens: "
+                    "lower --batch-size"
                 ) from error
             for index, one in zip(indices, scored, strict=True):
                 if np.isnan(one.log_probs).any():
@@ -83,6 +87,31 @@ def teacher_forced(
             if progress:
                 progress(len(found), len(rows))
     return [found[index] for index in range(len(rows))]
+
+
+def _batches(rows: Sequence[Tokens], size: int, share: bool) -> Iterator[tuple[list[int], int]]:
+    """Which texts go together, and how many tokens of a prompt they may share; the longest first.
+
+    Answers to one question go through the model after its prompt, which goes through once; prompts in a batch have one length, so
+    that nothing has to be padded before an answer.
+    """
+    starts = [next(at for at, label in enumerate(row.labels) if label != IGNORED) for row in rows]
+    questions: dict[tuple[int, ...], list[int]] = {}
+    for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        questions.setdefault(tuple(row.ids[:start]), []).append(index)
+    several = {prompt: some for prompt, some in questions.items() if share and len(some) > 1}
+    alone = [index for prompt, some in questions.items() if prompt not in several for index in some]
+    alone.sort(key=lambda index: (-len(rows[index].ids), index))
+    for start in range(0, len(alone), size):
+        yield alone[start : start + size], 0
+    for length, same in groupby(sorted(several, key=lambda prompt: (-len(prompt), several[prompt])), key=len):
+        batch: list[int] = []
+        for prompt in same:
+            if batch and len(batch) + len(several[prompt]) > size:
+                yield batch, length
+                batch = []
+            batch += several[prompt]
+        yield batch, length
 
 
 @contextmanager
@@ -96,18 +125,51 @@ def evaluating(net: Any) -> Iterator[None]:
         net.train(training)
 
 
-def _batch(net: Any, rows: Sequence[Tokens], device: Any, spread: bool, other: Other | None) -> list[Scored]:
-    import torch
+Logits = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor | None"]
+"""Of the labelled tokens of a batch, one text after the other: logits [tokens, vocabulary], the true tokens, another model's logits."""
 
+
+def _whole(net: Any, rows: Sequence[Tokens], device: Any, other: Other | None) -> Logits:
+    """Every text from its beginning."""
     batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
     labels = batch.pop("labels")[:, 1:]
     inside = labels != IGNORED
-    logits = net(**batch, use_cache=False).logits[:, :-1][inside]  # [labelled tokens of the batch, vocabulary]
+    logits = net(**batch, use_cache=False).logits[:, :-1][inside]
     theirs = None
     if other is not None:
         with other() as second, evaluating(second):
             theirs = second(**batch, use_cache=False).logits[:, :-1][inside]
-    tokens = labels[inside]
+    return logits, labels[inside], theirs
+
+
+def _after_prompts(net: Any, rows: Sequence[Tokens], length: int, device: Any) -> Logits | None:
+    """Each prompt once, and then the answers with its keys and values; None where the model keeps more than those, or cuts them."""
+    import torch
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    prompts = list(dict.fromkeys(tuple(row.ids[:length]) for row in rows))
+    which = torch.tensor([prompts.index(tuple(row.ids[:length])) for row in rows], device=device)
+    found = net(input_ids=torch.tensor(prompts, device=device), use_cache=True)
+    cache = found.past_key_values
+    if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    cache.batch_select_indices(which)
+    first = found.logits[which, -1:]
+    answers = collate([Tokens(row.ids[length:], row.labels[length:]) for row in rows])
+    ids, labels = answers["input_ids"].to(device), answers["labels"].to(device)
+    if ids.shape[1] > 1:  # the last token is only predicted
+        mask = torch.cat([torch.ones(len(rows), length, dtype=torch.int64), answers["attention_mask"][:, :-1]], 1)
+        rest = net(input_ids=ids[:, :-1], attention_mask=mask.to(device), past_key_values=cache, use_cache=True).logits
+        first = torch.cat([first, rest], 1)
+    inside = labels != IGNORED
+    return first[inside], labels[inside], None
+
+
+def _scored(
+    logits: "torch.Tensor", tokens: "torch.Tensor", theirs: "torch.Tensor | None", rows: Sequence[Tokens], spread: bool
+) -> list[Scored]:
+    import torch
+
     step = max(1, _CHUNK // logits.shape[-1])
     parts = [
         _tokens(

@@ -9,9 +9,10 @@ import numpy as np
 from editkit import __version__
 from editkit.checkpoint import disk
 from editkit.diffing.rendering import plain, to_json
+from editkit.errors import listed
 from editkit.evaluation.aggregate import aggregate, distribution
 from editkit.evaluation.rows import Row, columns, to_line
-from editkit.evaluation.suites import FORGET, KEPT, Data, Metric
+from editkit.evaluation.suites import FORGET, Data, Metric, Overall
 
 SCHEMA = "editkit.evaluation/1"
 RESULTS, ROWS = "results.json", "examples.jsonl"
@@ -36,18 +37,21 @@ def build(
     reference = data[labels["reference"]] if labels["reference"] else None
     if reference_rows:
         reference = columns(reference_rows)
-    return {
+    results = aggregate(data, metrics, reference=reference, base=base)
+    warnings = [*known.get("warnings", ()), *_warnings(rows, data, reference, labels["reference"])]
+    report = {
         "schema": SCHEMA,
         "editkit": __version__,
         "models": list(models),
         **{key: known[key] for key in ("sets", "settings")},
         "metrics": [one.described() for one in metrics],
-        "results": aggregate(data, metrics, reference=reference, base=base),
+        "results": results,
         "overlap": known.get("overlap"),
         "distribution": distribution(reference),
         "lm_eval": known.get("lm_eval"),
-        "warnings": [*known.get("warnings", ()), *_warnings(rows, data, reference, labels["reference"])],
+        "warnings": [*warnings, *_zeros(data, metrics, results)],
     }
+    return plain(report)
 
 
 def _warnings(rows: Sequence[Row], data: Mapping[str, Data], reference: Data | None, name: str | None) -> list[str]:
@@ -57,12 +61,27 @@ def _warnings(rows: Sequence[Row], data: Mapping[str, Data], reference: Data | N
             written = [row for row in rows if row["model"] == label and row["set"] == one and "generation" in row]
             if empty := sum(not row["generation"] for row in written):
                 found.append(f"{label} writes nothing for {empty} of {len(written)} prompts of {one}")
-        kept = {one: sets[one]["rougeL_recall"] for one in KEPT if one in sets and "rougeL_recall" in sets[one]}
-        if zero := [one for one, values in kept.items() if not np.nansum(values)]:
-            found.append(f"ROUGE-L recall of {label} is 0 on all of {', '.join(zero)}, which makes its model utility 0")
         if reference is not None and label != name and _alike(sets, reference):
             found.append(
                 f"{label} gives every answer of forget the likelihood that the reference gives it: are they one model?"
+            )
+    return found
+
+
+def _zeros(data: Mapping[str, Data], metrics: Sequence[Metric], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A harmonic mean is 0 by a single term: which one it was."""
+    found = []
+    for one in (one for one in metrics if isinstance(one, Overall) and one.terms):
+        for label in (row["model"] for row in results if row["metric"] == one.id and row["value"] == 0):
+            means = {name: np.nanmean(rows, 0) for name, rows in one.parts(data[label]).items()}
+            zero = [
+                f"{term} of {name}"
+                for name, row in means.items()
+                for term, value in zip(one.terms, row, strict=True)
+                if not value
+            ]
+            found.append(
+                f"{one.label} of {label} is 0, since it is a harmonic mean and this is 0 on every example: {listed(zero)}"
             )
     return found
 
@@ -78,7 +97,8 @@ def write(report: Mapping[str, Any], rows: Sequence[Row], output: Path) -> None:
 
     place = output.expanduser().resolve()
     with disk.writing(str(output)), disk.staged(place) as folder:
-        (folder / ROWS).write_text("".join(map(to_line, rows)), "utf-8")
+        lines = "".join(map(to_line, rows))
+        (folder / ROWS).write_bytes(lines.encode("utf-8", "backslashreplace"))  # unpaired characters as JSON escapes
         (folder / RESULTS).write_text(to_json(report), "utf-8")
-        write_pages(plain(report), rows, folder)
+        write_pages(report, rows, folder)
         folder.replace(place)

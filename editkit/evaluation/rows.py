@@ -135,11 +135,15 @@ def _is_number(value: Any) -> bool:
 _KINDS = (
     *((key, lambda value: isinstance(value, str) and bool(value), "a name") for key in ("set", "model")),
     ("role", lambda value: value in ROLES, f"one of {listed(ROLES)}"),
-    ("index", lambda value: isinstance(value, int) and value >= 0, "a number from 0"),
+    ("index", lambda value: type(value) is int and value >= 0, "a number from 0"),
     *((key, lambda value: isinstance(value, str), "text") for key in ("prompt", "answer", "generation")),
     *((key, _is_number, "a number") for key in NUMBERS),
     *(
-        (key, lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers")
+        (
+            key,
+            lambda value: isinstance(value, list) and all(one is None or _is_number(one) for one in value),
+            "a list of numbers",
+        )
         for key in LISTS
     ),
 )
@@ -157,22 +161,26 @@ def _refuse_twice(rows: Iterable[Row], label: str) -> None:
 
 
 def columns(rows: Iterable[Row]) -> dict[str, Columns]:
-    """Set -> its columns, rows in the order of `index`; only columns that some row of the set has, and `index` itself."""
+    """Set -> its columns, rows in the order of `index`; only columns of which some row knows the value, and `index` itself."""
     sets: dict[str, list[Row]] = {}
     for row in rows:
         sets.setdefault(row["set"], []).append(row)
     found: dict[str, Columns] = {}
     for name, members in sets.items():
         members.sort(key=lambda row: row["index"])
-        there = {key for row in members for key in row if row[key] is not None}
         data: dict[str, Any] = {"index": np.array([row["index"] for row in members])}
-        for column in (key for key in NUMBERS if key in there):
-            data[column] = np.array([_number(row.get(column)) for row in members], np.float64)
-        for column in (key for key in LISTS if key in there):
-            data[column] = [np.array(row.get(column) or [], np.float64) for row in members]
+        for column in NUMBERS:
+            values = np.array([_number(row.get(column)) for row in members])
+            if not np.isnan(values).all():
+                data[column] = values
+        for column in LISTS:
+            lists = [np.array([_number(one) for one in row.get(column) or []]) for row in members]
+            if any(map(len, lists)):
+                data[column] = lists
         found[name] = data
     return found
 
 
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
+def _number(value: float | None) -> float:
+    """NaN for all that a line of examples.jsonl has null for."""
+    return float(value) if value is not None and isfinite(value) else float("nan")

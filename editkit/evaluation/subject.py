@@ -81,34 +81,39 @@ def opened(
     from editkit.training.trainer import quiet_transformers
 
     place = place_of(device)
+    with checkpoints(source) as (checkpoint, adapter):
+        shared = on is not None and same_place(on.checkpoint, checkpoint)
+        dtype = dtype or precision(checkpoint, place)
+        checkpoint.start_hashing()
+        core = on.core if on is not None and shared else load_model(checkpoint, dtype).to(place)
+        tokenizer = on.tokenizer if on is not None and shared else load_tokenizer(checkpoint)
+        net = core
+        if adapter:
+            from peft import PeftModel
+
+            with quiet_transformers():
+                net = PeftModel.from_pretrained(core, adapter.path)
+        net.eval()
+        try:
+            yield Subject(label or os.fspath(source), net, core, tokenizer, checkpoint, adapter, place, dtype)
+        finally:
+            if adapter:
+                net.unload()
+
+
+@contextmanager
+def checkpoints(source: Source) -> Iterator[tuple[Checkpoint, Checkpoint | None]]:
+    """The files of MODEL or MODEL+ADAPTER, of which nothing is loaded. Raises EditError as `opened` does."""
     weights, addition = split(source)
     if is_adapter(weights):
         raise EditError(f"{weights} is an adapter: give MODEL+{weights}, the model that it belongs to and the adapter")
     with open_checkpoint(weights) as checkpoint:
-        adapter = open_checkpoint(addition) if addition else None
-        try:
-            if addition and adapter:
-                LowRankVector(open_adapter(addition), checkpoint)  # which refuses one that does not fit
-            shared = on is not None and same_place(on.checkpoint, checkpoint)
-            dtype = dtype or precision(checkpoint, place)
-            checkpoint.start_hashing()
-            core = on.core if on is not None and shared else load_model(checkpoint, dtype).to(place)
-            tokenizer = on.tokenizer if on is not None and shared else load_tokenizer(checkpoint)
-            net = core
-            if adapter:
-                from peft import PeftModel
-
-                with quiet_transformers():
-                    net = PeftModel.from_pretrained(core, adapter.path)
-            net.eval()
-            try:
-                yield Subject(label or os.fspath(source), net, core, tokenizer, checkpoint, adapter, place, dtype)
-            finally:
-                if adapter:
-                    net.unload()
-        finally:
-            if adapter:
-                adapter.close()
+        if not addition:
+            yield checkpoint, None
+            return
+        LowRankVector(open_adapter(addition), checkpoint)  # which refuses one that does not fit
+        with open_checkpoint(addition) as adapter:
+            yield checkpoint, adapter
 
 
 def same_place(one: Checkpoint, other: Checkpoint) -> bool:

@@ -49,6 +49,11 @@ class Metric:
     def suite(self) -> str:
         return self.id.partition("/")[0].replace("_", "-")
 
+    def columns(self, name: str) -> tuple[str, ...]:
+        """What it needs of the set `name`."""
+        wrong = self.id == "tofu/probability@1" and name in CHOICES
+        return (*self.needs, "perturbed_nll") if wrong else self.needs
+
     def described(self) -> dict[str, Any]:
         """As in results.json."""
         return {key: getattr(self, key) for key in ("id", "label", "unit", "better", "meaning", "source")}
@@ -69,10 +74,14 @@ class Each(Metric):
 
 @dataclass(frozen=True)
 class Overall(Metric):
-    """One value of whole sets. parts: data -> set -> rows [n, k]; value: set -> rows [..., n, k], as they are or drawn anew, -> [...]."""
+    """One value of whole sets. parts: data -> set -> rows [n, k]; value: set -> rows [..., n, k], as they are or drawn anew, -> [...].
+
+    terms: what the k columns are called where one that is 0 makes the value 0.
+    """
 
     parts: Callable[[Data], dict[str, np.ndarray]] = field(kw_only=True)
     value: Callable[[dict[str, np.ndarray]], Any] = field(kw_only=True)
+    terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,12 +117,13 @@ def _entailment(data: Columns, name: str, reverse: bool = False) -> np.ndarray:
 _truth_ratio = _ratios(tofu.truth_ratio_arithmetic)
 
 
-def _utility(*more: Callable[[Columns, str], np.ndarray]) -> dict[str, Any]:
+def _utility(**more: Callable[[Columns, str], np.ndarray]) -> dict[str, Any]:
     """ROUGE, Probability, Truth ratio, and `more`, of the sets to be kept."""
-    each = (_column("rougeL_recall"), _probability, _truth_ratio, *more)
+    each = {"ROUGE": _column("rougeL_recall"), "probability": _probability, "truth ratio": _truth_ratio, **more}
     return {
-        "parts": lambda data: {name: np.stack([one(data[name], name) for one in each], 1) for name in KEPT},
+        "parts": lambda data: {name: np.stack([one(data[name], name) for one in each.values()], 1) for name in KEPT},
         "value": tofu.model_utility,
+        "terms": tuple(each),
     }
 
 
@@ -126,7 +136,8 @@ def _efficacy(data: Data) -> dict[str, np.ndarray]:
 
 def _outliers(data: Data) -> dict[str, np.ndarray]:
     ma = data[FORGET]["ma"]
-    return {FORGET: np.stack([ma <= memorization.OVER_FORGOTTEN, ma >= memorization.MEMORIZED], 1)}
+    outside = np.stack([ma <= memorization.OVER_FORGOTTEN, ma >= memorization.MEMORIZED], 1)
+    return {FORGET: np.where(np.isnan(ma)[:, None], np.nan, outside)}
 
 
 _RATIO = ("paraphrased_nll", "perturbed_nll")
@@ -146,12 +157,12 @@ METRICS: tuple[Metric, ...] = (
     Each("closer_look/cosine_similarity@1", "Cosine similarity", "max(0, cosine) of the sentence embeddings of what was written and the true answer.", LOOK, ("cosine",), each=_column("cosine")),
     Each("closer_look/entailment@1", "Entailment", "Share of examples where an NLI model finds that what was written entails the truth (forget, unseen), or that the truth entails it (other sets); not where ROUGE-L recall is under 0.1.", LOOK, (*_SIMILAR[1:], "rougeL_recall"), each=_entailment),
     Each("closer_look/entailment_reverse@1", "Entailment, reverse", "Entailment in the other direction.", LOOK, (*_SIMILAR[1:], "rougeL_recall"), each=lambda data, name: _entailment(data, name, True)),
-    Overall("closer_look/model_utility_18@1", "Model utility (18)", "Harmonic mean of ROUGE, Probability, Truth ratio, Token entropy, Cosine similarity and Entailment over retain, real_authors and world_facts.", LOOK, (*_UTILITY, "token_entropy", *_SIMILAR), sets=KEPT, **_utility(_column("token_entropy"), _column("cosine"), _entailment)),
+    Overall("closer_look/model_utility_18@1", "Model utility (18)", "Harmonic mean of ROUGE, Probability, Truth ratio, Token entropy, Cosine similarity and Entailment over retain, real_authors and world_facts.", LOOK, (*_UTILITY, "token_entropy", *_SIMILAR), sets=KEPT, **_utility(entropy=_column("token_entropy"), cosine=_column("cosine"), entailment=_entailment)),
     Overall("closer_look/forget_efficacy@1", "Forget efficacy", "1 - mean of ROUGE, Probability, 1 - Truth ratio, Cosine similarity and Entailment on forget.", LOOK, (*_UTILITY, *_SIMILAR), better=None, sets=(FORGET,), parts=_efficacy, value=lambda drawn: closer_look.forget_efficacy(drawn[FORGET])),
     Each("memorization/ma@1", "MA", "Memorization accuracy: share of the true tokens that are the most likely ones, end of text left out.", MEMORIZED, ("ma",), each=_column("ma")),
     Each("memorization/el_10@1", "EL_10", "Extraction likelihood: share of the 10-grams of the true rest that the greedy continuation holds, mean over all prefixes.", MEMORIZED, ("el_10",), sets=(FORGET, UNSEEN), each=_column("el_10")),
     Each("memorization/extraction_strength@1", "Extraction strength", "1 - the shortest prefix, as a share, after which all true tokens are the most likely ones.", "arXiv 2310.08144", ("extraction_strength",), each=_column("extraction_strength")),
-    Overall("memorization/outliers@1", "Outliers", "Examples with MA of 0.15 or less plus examples with MA of 0.60 or more.", MEMORIZED, ("ma",), unit="examples", better=None, sets=(FORGET,), parts=_outliers, value=lambda drawn: drawn[FORGET].sum((-2, -1))),
+    Overall("memorization/outliers@1", "Outliers", "Examples with MA of 0.15 or less plus examples with MA of 0.60 or more.", MEMORIZED, ("ma",), unit="examples", better=None, sets=(FORGET,), parts=_outliers, value=lambda drawn: np.nansum(drawn[FORGET], (-2, -1))),
     Each("memorization/forgotten@1", "Forgotten", "Share of the examples whose MA is at or below the mean of never-seen text.", MEMORIZED, ("ma",), better=None, sets=(FORGET,), against=UNSEEN, each=lambda data, _, unseen: memorization.forgotten(data["ma"], unseen["ma"])),
     Each("knowundo/unlearn_success@1", "Unlearn success", "100 - token accuracy on forget, in per cent.", KNOWUNDO, ("token_accuracy",), unit="%", better=None, sets=(FORGET,), each=lambda data, _: 100 * (1 - data["token_accuracy"])),
     Each("knowundo/retention_success@1", "Retention success", "Token accuracy on retain, in per cent, mean over examples.", KNOWUNDO, ("token_accuracy",), unit="%", sets=(RETAIN,), each=lambda data, _: 100 * data["token_accuracy"]),
@@ -206,5 +217,5 @@ def columns_of(metrics: Iterable[Metric], name: str) -> set[str]:
         column
         for one in metrics
         if one.sets is None or name in one.sets or (isinstance(one, Each) and one.against == name)
-        for column in (*one.needs, *(("perturbed_nll",) if one.id == "tofu/probability@1" and name in CHOICES else ()))
+        for column in one.columns(name)
     }
