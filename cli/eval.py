@@ -71,6 +71,11 @@ class NamedFile(click.ParamType):
 @click.option("--embedding-model", metavar="MODEL", help="Sentence encoder for the cosine similarity (closer-look).")
 @click.option("--nli-model", metavar="MODEL", help="Classifier with a label 'entailment', for the entailment score.")
 @click.option(
+    "--calibrate",
+    metavar="SET",
+    help="Mix each MODEL with --base until it keeps 95 % of the token accuracy on this set, such as retain; then compare.",
+)
+@click.option(
     "--lm-eval", multiple=True, metavar="TASK", help="Also run this task of lm-evaluation-harness; repeatable."
 )
 @click.option(

@@ -15,6 +15,7 @@ from editkit.errors import EditError, GateFailed, NothingChanged
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from editkit.attacks.attack import attack
     from editkit.checkpoint.inspection import inspect_checkpoint as inspect
     from editkit.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
     from editkit.checkpoint.writer import write_checkpoint
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from editkit.evaluation.evaluate import evaluate, evaluate_rows
     from editkit.localization.compare import compare as compare_localizations
     from editkit.localization.localize import localize
+    from editkit.sweeps.sweep import sweep
     from editkit.training.finetune import Finetuned, finetune
     from editkit.vectors.task_vector import task_vector
 
 _HOME = {
+    "attack": "editkit.attacks.attack:attack",
     "Checkpoint": "editkit.checkpoint.reader:Checkpoint",
     "TensorInfo": "editkit.checkpoint.reader:TensorInfo",
     "open_checkpoint": "editkit.checkpoint.reader:open_checkpoint",
@@ -43,6 +46,7 @@ _HOME = {
     "compare_localizations": "editkit.localization.compare:compare",
     "finetune": "editkit.training.finetune:finetune",
     "Finetuned": "editkit.training.finetune:Finetuned",
+    "sweep": "editkit.sweeps.sweep:sweep",
     "task_vector": "editkit.vectors.task_vector:task_vector",
 }
 
@@ -55,6 +59,7 @@ __all__ = [
     "NothingChanged",
     "TensorInfo",
     "__version__",
+    "attack",
     "compare_localizations",
     "diff",
     "evaluate",
@@ -65,6 +70,7 @@ __all__ = [
     "localize",
     "negate",
     "open_checkpoint",
+    "sweep",
     "task_vector",
     "write_checkpoint",
 ]

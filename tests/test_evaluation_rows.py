@@ -104,13 +104,21 @@ def test_rows_come_in_the_order_of_their_index_and_lists_stay_ragged():
             {"set": "b", "index": 5, "nll": 0.5, "perturbed_nll": [5.0, 5.5], "prompt": "?", "strange": {}},
         ]
     )
-    assert set(data["a"]) == {"index", "nll"} and set(data["b"]) == {"index", "nll", "ma", "perturbed_nll"}
+    assert set(data["a"]) == {"index", "answer", "nll"} and set(data["b"]) == {
+        "index",
+        "answer",
+        "nll",
+        "ma",
+        "perturbed_nll",
+    }
     assert data["b"]["index"].tolist() == [3, 5, 7]
     np.testing.assert_array_equal(data["b"]["nll"], [np.nan, 0.5, 0.7])
     assert [one.tolist() for one in data["b"]["perturbed_nll"]] == [[], [5.0, 5.5], [7.0]]
 
 
-@pytest.mark.parametrize("text", ["a\u2028b\u2029c\x85d\x0be\x1cf\rg", "\x00\x1b[2J", "naïve 日本語 \U0001f600", "\ud83d"])
+@pytest.mark.parametrize(
+    "text", ["a\u2028b\u2029c\x85d\x0be\x1cf\rg", "\x00\x1b[2J", "naïve 日本語 \U0001f600", "\ud83d"]
+)
 def test_a_row_is_one_line_whatever_its_text(tmp_path, text):
     row = {"set": "forget", "index": 0, "model": "m", "role": "model", "generation": text, "answer": text}
     line = to_line(row)
@@ -136,6 +144,7 @@ WRONG = [
     ({"nll": 1}, "line 2 without 'set'"),
     ({"set": ""}, "'set' that is not a name"),
     ({"set": 3}, "'set' that is not a name"),
+    ({"set": "a\ud83d"}, "'set' that is not a name"),
     ({"set": "forget", "model": ""}, "'model' that is not a name"),
     ({"set": "forget", "role": "teacher"}, "'role' that is not one of model, base, reference"),
     ({"set": "forget", "index": -1}, "'index' that is not a number from 0"),

@@ -45,6 +45,9 @@ def results(rows=ROWS, metrics=METRICS, reference=REFERENCE_ROWS, base=BASE_ROWS
     return {(one["metric"], one["set"], one["bucket"]): one for one in found}
 
 
+ALL = results()
+
+
 def values(name, key, rows=ROWS):
     return np.array([row[key] for row in rows if row["set"] == name])
 
@@ -125,7 +128,7 @@ WHERE = {
 
 @pytest.mark.parametrize("name", EACH)
 def test_the_mean_of_a_metric_is_that_of_its_definition(name):
-    found = {key[1]: one for key, one in results().items() if key[0] == f"{name}@1" and key[2] is None}
+    found = {key[1]: one for key, one in ALL.items() if key[0] == f"{name}@1" and key[2] is None}
     assert list(found) == WHERE.get(name, list(SIZES))
     for where, one in found.items():
         wanted = EACH[name](where).astype(float)
@@ -134,16 +137,16 @@ def test_the_mean_of_a_metric_is_that_of_its_definition(name):
         assert one["sd"] == pytest.approx(wanted.std(ddof=1), abs=1e-12)
         assert one["median"] == pytest.approx(np.median(wanted)) and one["max"] == pytest.approx(wanted.max())
         assert one["p95"] == pytest.approx(np.quantile(wanted, 0.95))
-        # the percentile bootstrap of a mean, drawn anew by scipy, lies where ours lies but for the noise of 1000 resamples
+        # the percentile bootstrap of a mean, drawn anew by scipy, lies where ours lies but for the noise of resamples, and steps of 1/n
         low, high = stats.bootstrap([wanted], np.mean, method="percentile", rng=3, n_resamples=4000).confidence_interval
-        width = wanted.std() / len(wanted) ** 0.5 + 1e-12
-        assert abs(one["ci_low"] - low) < 0.3 * width and abs(one["ci_high"] - high) < 0.3 * width
+        width = wanted.std() / len(wanted) ** 0.5 + 2 / len(wanted)
+        assert abs(one["ci_low"] - low) < 0.5 * width and abs(one["ci_high"] - high) < 0.5 * width
 
 
 @pytest.mark.parametrize("name", EXPONENTIATED)
 def test_a_perplexity_is_the_exponential_of_the_mean_loss_with_its_interval(name):
     for where in SIZES:
-        one, losses = results()[f"{name}@1", where, None], values(where, EXPONENTIATED[name])
+        one, losses = ALL[f"{name}@1", where, None], values(where, EXPONENTIATED[name])
         assert one["value"] == pytest.approx(np.exp(losses.mean())) and one["n"] == SIZES[where] and one["sd"] is None
         assert one["max"] == pytest.approx(np.exp(losses.max()))
         assert one["median"] == pytest.approx(np.exp(np.median(losses)))
@@ -155,7 +158,7 @@ def test_the_two_utilities_are_harmonic_means_of_nine_and_of_eighteen_means():
     nine = [
         part(name).mean() for name in kept for part in (lambda n: values(n, "rougeL_recall"), probability, truth_ratio)
     ]
-    one = results()["tofu/model_utility@1", None, None]
+    one = ALL["tofu/model_utility@1", None, None]
     assert one["value"] == pytest.approx(stats.hmean(nine), abs=1e-12) and one["n"] == 7 + 6 + 5
     assert one["ci_low"] < one["value"] < one["ci_high"]
     more = [
@@ -167,7 +170,7 @@ def test_the_two_utilities_are_harmonic_means_of_nine_and_of_eighteen_means():
             lambda n: entailment(n, False),
         )
     ]
-    eighteen = results()["closer_look/model_utility_18@1", None, None]
+    eighteen = ALL["closer_look/model_utility_18@1", None, None]
     assert eighteen["value"] == pytest.approx(stats.hmean(nine + more), abs=1e-12) and len(nine + more) == 18
 
 
@@ -180,14 +183,14 @@ def test_forget_efficacy_is_one_minus_the_mean_of_five():
         values("forget", "cosine").mean(),
         entailment("forget", True).mean(),
     ]
-    one = results()["closer_look/forget_efficacy@1", "forget", None]
+    one = ALL["closer_look/forget_efficacy@1", "forget", None]
     assert one["value"] == pytest.approx(1 - sum(five) / 5, abs=1e-12) and one["n"] == 9
     assert one["ci_low"] < one["value"] < one["ci_high"]
 
 
 def test_forget_quality_is_scipys_test_on_the_geometric_truth_ratios():
     wanted = stats.ks_2samp(ratio("forget", "geometric"), ratio("forget", "geometric", REFERENCE_ROWS))
-    found = results()
+    found = ALL
     assert found["tofu/ks_statistic@1", "forget", None]["value"] == pytest.approx(wanted.statistic, abs=1e-12)
     assert found["tofu/forget_quality@1", "forget", None]["value"] == pytest.approx(wanted.pvalue, rel=1e-12)
     logarithm = found["tofu/log10_forget_quality@1", "forget", None]
@@ -208,7 +211,7 @@ def test_exposure_comes_in_thirds_by_difficulty_and_by_memorization():
     hard = values("forget", "nll", REFERENCE_ROWS)
     learnt = (hard - values("forget", "nll", BASE_ROWS)) * values("forget", "num_tokens", BASE_ROWS)
     exposed = hard - values("forget", "nll")
-    found = results()
+    found = ALL
     for kind, proxy in (("difficulty", hard), ("memorization", learnt)):
         for third, members in enumerate(np.array_split(np.argsort(proxy), 3), 1):
             one = found["exposure/gen_exposure@1", "forget", f"{kind} {third}/3"]
@@ -271,16 +274,25 @@ def test_the_verdict_on_the_distribution_is_about_the_difficulty_for_the_referen
 
 def test_rows_of_the_reference_are_found_by_their_index():
     mine = columns([{"set": "forget", "index": at, "nll": at} for at in (4, 2, 9)])["forget"]
-    theirs = columns(
-        [{"set": "forget", "index": at, "nll": 10 * at, "perturbed_nll": [at]} for at in (9, 8, 4)]
-    )["forget"]  # fmt: skip
-    found = aligned(theirs, mine)
-    np.testing.assert_array_equal(found["nll"], [np.nan, 40, 90])
-    assert [one.tolist() for one in found["perturbed_nll"]] == [[], [4], [9]]
+    theirs = columns([{"set": "forget", "index": at, "nll": 10 * at} for at in (9, 8, 4)])["forget"]
+    np.testing.assert_array_equal(aligned(theirs, mine)["nll"], [np.nan, 40, 90])
     rows = [{"set": "forget", "index": at, "nll": 1.0} for at in (4, 2, 9)]
     others = [{"set": "forget", "index": at, "nll": 10.0 * at} for at in (9, 8, 4)]
     one = results(rows, [metric("exposure/gen_exposure@1")], others, None)["exposure/gen_exposure@1", "forget", None]
     assert one["n"] == 2 and one["value"] == pytest.approx((40 + 90) / 2 - 1)
+
+
+def test_an_example_is_not_compared_with_another_one_of_the_same_number():
+    rows = [{"set": "forget", "index": at, "nll": 1.0, "answer": text} for at, text in enumerate("abc")]
+    others = [
+        {"set": "forget", "index": at, "nll": 2.0 + at, **more}
+        for at, more in enumerate(({"answer": "a"}, {"answer": "x"}, {}))
+    ]
+    one = results(rows, [metric("exposure/gen_exposure@1")], others, None)["exposure/gen_exposure@1", "forget", None]
+    assert one["n"] == 2 and one["value"] == (1 + 3) / 2
+    others = [{**row, "answer": "x"} for row in others]
+    [one] = results(rows, [metric("exposure/gen_exposure@1")], others, None).values()
+    assert one["value"] is None and one["status"] == "unknown: the reference has other examples"
 
 
 SCRIPT = {  # TOFU's own aggregation of its logs, ../shared/reference/metrics.md
@@ -312,4 +324,11 @@ def test_the_figures_of_real_models_are_those_of_tofus_own_script(tmp_path, mode
     quality = found["tofu/forget_quality@1", "forget"]["value"]
     assert float(f"{quality:.3e}") == float(p) if model == "full" else round(quality, 6) == float(p)
     assert round(found["tofu/ks_statistic@1", "forget"]["value"], 6) == float(statistic)
-    assert all(one["status"] == "ok" and one["n"] in (300, 100, 117, 517) for one in report["results"])
+    sizes = {
+        "forget": 200 if model == "retain95" else 300,
+        "retain": 300,
+        "real_authors": 100,
+        "world_facts": 117,
+        None: 517,
+    }
+    assert all(one["status"] == "ok" and one["n"] == sizes[one["set"]] for one in report["results"])

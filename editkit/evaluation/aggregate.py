@@ -97,6 +97,9 @@ def _each(
             )
             return
         others.append(other if one.against == UNSEEN else aligned(other, mine))
+        if one.against != UNSEEN and np.isnan(others[0]["index"]).all():
+            yield None, _unknown("the reference has other examples")
+            return
     values = np.asarray(one.each(mine, name, *others), np.float64)
     yield None, _summarized(one, values, name)
     if one.against == "reference":
@@ -159,14 +162,18 @@ def _distance(one: Distance, mine: Columns, other: Columns | None) -> Result:
 
 
 def aligned(other: Columns, mine: Columns) -> Columns:
-    """The columns of another model in the order of the rows of this one; NaN where it lacks them."""
-    place = {int(index): at for at, index in enumerate(other["index"])}
-    order = [place.get(int(index)) for index in mine["index"]]
+    """The numbers of another model in the order of the rows of this one; NaN where it lacks the example, or has another one there."""
+    place = {
+        int(index): (at, answer) for at, (index, answer) in enumerate(zip(other["index"], other["answer"], strict=True))
+    }
+    order = []
+    for index, answer in zip(mine["index"], mine["answer"], strict=True):
+        at, theirs = place.get(int(index), (None, None))
+        order.append(at if answer is None or theirs in (None, answer) else None)
     return {
-        key: [np.array([]) if at is None else values[at] for at in order]
-        if isinstance(values, list)
-        else np.array([np.nan if at is None else values[at] for at in order], np.float64)
+        key: np.array([np.nan if at is None else values[at] for at in order], np.float64)
         for key, values in other.items()
+        if not isinstance(values, list)
     }
 
 

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from editkit.diffing.rendering import check_folder
 from editkit.errors import EditError, listed
 from editkit.evaluation import lm_eval as harness
 from editkit.evaluation import similarity
+from editkit.evaluation.calibrate import calibrated
 from editkit.evaluation.gathering import Gathering, Stage
-from editkit.evaluation.lineup import Held, check, line_up
+from editkit.evaluation.lineup import Entry, Held, check, line_up
+from editkit.evaluation.measuring import prepare
 from editkit.evaluation.report import build, write
 from editkit.evaluation.rows import Row, read_rows
+from editkit.evaluation.subject import Subject, describe, opened
 from editkit.evaluation.suites import CHOICES, FORGET, RETAIN, Metric, chosen, columns_of
 from editkit.localization.examples import overlap
 from editkit.training.data import Examples, read_examples
@@ -46,6 +49,7 @@ def evaluate(
     prompt_template: str | None = None,
     embedding_model: str | None = None,
     nli_model: str | None = None,
+    calibrate: str | None = None,
     lm_eval: Sequence[str] = (),
     dtype: str | None = None,
     device: str = "auto",
@@ -62,7 +66,8 @@ def evaluate(
     and world_facts are TOFU's, `unseen` is text of the kind of the forget set that no model saw. base: the model before the edit;
     reference: a model that never saw the forget set. suites: "tofu", "closer-look", "memorization", "knowundo", "exposure", "general" or "all"
     (default); metrics: ids or globs, beside or in place of suites. max_examples: of each set, the first ones. embedding_model,
-    nli_model: for closer-look. lm_eval: tasks for lm-evaluation-harness. resume: skip what an interrupted run has finished.
+    nli_model: for closer-look. calibrate: the name of a set; each model is then mixed with `base` until it keeps 95 % of base's token
+    accuracy there, see `calibrate.py`. lm_eval: tasks for lm-evaluation-harness. resume: skip what an interrupted run has finished.
 
     Returns what is in results.json (schema `editkit.evaluation/1`). A metric that cannot be had says why in `status`. Raises EditError for
     inputs that do not fit together, a suite asked for by name whose keys the examples lack, and a model whose output is NaN.
@@ -74,6 +79,8 @@ def evaluate(
     common = overlap({name: examples[name] for name in (FORGET, RETAIN) if name in examples})
     _refuse_lacking(examples, asked, suites, metrics)
     entries = line_up(wanted, base, reference)
+    if calibrate is not None and (base is None or calibrate not in examples):
+        raise EditError(f"--calibrate {calibrate} mixes models with --base by the examples of {calibrate}: give both")
     if lm_eval:
         harness.check_installed()
     check_folder(Path(output), [*(split(one.source)[0] for one in entries), *(one.label for one in examples.values())])
@@ -86,6 +93,7 @@ def evaluate(
         "prompt_template": prompt_template,
         "embedding_model": embedding_model and Path(embedding_model).name,
         "nli_model": nli_model and Path(nli_model).name,
+        "calibrate": calibrate,
         "dtype": dtype,
         "device": device,
         "bootstrap": 1000,
@@ -124,9 +132,12 @@ def evaluate(
         measured = Gathering(folder, examples, asked, settings, embedding_model, nli_model, device)
         try:
             for entry in entries:
-                with held.opened(entry) as subject:
-                    described.append({"label": entry.label, "role": entry.role, **subject.described()})
-                    rows += measured.rows(entry, subject, held.base, stage)
+                at = examples[calibrate] if calibrate is not None and entry.role == "model" else None
+                with _as_it_is(entry, held) if at is None else _mixed(entry, entries[0].source, at, settings) as found:
+                    about_it, subject = found
+                    described.append(about_it)
+                    one = replace(entry, label=about_it["label"])
+                    rows += measured.rows(one, subject, about_it["sha256"], held.base, stage)
             handed = (
                 {one.label: harness.run(one.source, lm_eval, device=device) for one in entries} if lm_eval else None
             )
@@ -140,6 +151,28 @@ def evaluate(
                 raise
             raise WorkKept(f"{error} (what was measured before is kept for --resume)") from error
     return report
+
+
+@contextmanager
+def _as_it_is(entry: Entry, held: Held) -> Iterator[tuple[dict[str, Any], Subject]]:
+    """What results.json says of a column, and its model."""
+    with held.opened(entry) as subject:
+        yield {"label": entry.label, "role": entry.role, **subject.described(), "calibration": None}, subject
+
+
+@contextmanager
+def _mixed(
+    entry: Entry, original: Source, examples: Examples, settings: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], Subject]]:
+    """The same, of the mix of a model and the original that retains as much as all others."""
+    how = {key: settings[key] for key in ("dtype", "device")}
+    with opened(original, **how, label=entry.label) as subject:
+        asked = prepare(
+            examples, settings["calibrate"], subject, {"token_accuracy"}, prompt_template=settings["prompt_template"]
+        )
+        with calibrated(subject, entry.source, asked, batch_size=settings["batch_size"]) as found:
+            label = f"{entry.label} × {found.mix:.3g}"
+            yield {"label": label, "role": entry.role, **describe(entry.source), "calibration": asdict(found)}, subject
 
 
 def evaluate_rows(
@@ -176,7 +209,7 @@ def evaluate_rows(
             raise EditError(
                 f"{source} has rows of several models of the role {role!r}: {listed(several)}: there can be one"
             )
-    unknown: dict[str, Any] = {"name": None, "adapter": None, "sha256": None}
+    unknown: dict[str, Any] = {"name": None, "adapter": None, "sha256": None, "calibration": None}
     sizes: dict[str, set[int]] = {}
     for row in rows:
         sizes.setdefault(row["set"], set()).add(row["index"])

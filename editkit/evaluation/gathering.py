@@ -39,9 +39,11 @@ class Gathering:
         self._device = device
         self._numbers = count()
 
-    def rows(self, entry: Entry, subject: Subject, base: Subject | None, stage: Stage) -> list[Row]:
+    def rows(
+        self, entry: Entry, subject: Subject, hashes: Mapping[str, str], base: Subject | None, stage: Stage
+    ) -> list[Row]:
+        """Of all sets. hashes: of the model's files."""
         found: list[Row] = []
-        hashes = subject.described()["sha256"]
         for name, examples in self._examples.items():
             columns = columns_of(self._asked, name)
             if not entry.whole:

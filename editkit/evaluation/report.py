@@ -38,7 +38,11 @@ def build(
     if reference_rows:
         reference = columns(reference_rows)
     results = aggregate(data, metrics, reference=reference, base=base)
-    warnings = [*known.get("warnings", ()), *_warnings(rows, data, reference, labels["reference"])]
+    warnings = [
+        *known.get("warnings", ()),
+        *_calibrations(models),
+        *_warnings(rows, data, reference, labels["reference"]),
+    ]
     report = {
         "schema": SCHEMA,
         "editkit": __version__,
@@ -52,6 +56,15 @@ def build(
         "warnings": [*warnings, *_zeros(data, metrics, results)],
     }
     return plain(report)
+
+
+def _calibrations(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"{one['label']} keeps {found['edited'] / found['original']:.1%} of the token accuracy of the base as it is, more than it was "
+        "to be mixed down to: it is compared at its own retention"
+        for one in models
+        if (found := one.get("calibration")) and not found["reached"]
+    ]
 
 
 def _warnings(rows: Sequence[Row], data: Mapping[str, Data], reference: Data | None, name: str | None) -> list[str]:

@@ -19,7 +19,8 @@ from editkit.evaluation.measuring import COLUMNS
 
 Row = dict[str, Any]
 Columns = Mapping[str, Any]
-"""Column -> float64 [n], NaN where a row lacks it; `perturbed_nll` -> list of n arrays, empty where a row lacks it."""
+"""Column -> float64 [n], NaN where a row lacks it; `perturbed_nll` -> list of n arrays, empty where a row lacks it; `answer` -> list of n
+texts or None, by which examples are known again."""
 
 ROLES = ("model", "base", "reference")
 LISTS = ("perturbed_nll",)
@@ -132,8 +133,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_name(value: Any) -> bool:
+    """Text that can be written: JSON holds unpaired surrogates, and UTF-8 does not."""
+    return isinstance(value, str) and bool(value) and not any("\ud800" <= one <= "\udfff" for one in value)
+
+
 _KINDS = (
-    *((key, lambda value: isinstance(value, str) and bool(value), "a name") for key in ("set", "model")),
+    *((key, _is_name, "a name") for key in ("set", "model")),
     ("role", lambda value: value in ROLES, f"one of {listed(ROLES)}"),
     ("index", lambda value: type(value) is int and value >= 0, "a number from 0"),
     *((key, lambda value: isinstance(value, str), "text") for key in ("prompt", "answer", "generation")),
@@ -161,7 +167,7 @@ def _refuse_twice(rows: Iterable[Row], label: str) -> None:
 
 
 def columns(rows: Iterable[Row]) -> dict[str, Columns]:
-    """Set -> its columns, rows in the order of `index`; only columns of which some row knows the value, and `index` itself."""
+    """Set -> its columns, rows in the order of `index`; only columns of which some row knows the value, and `index` and `answer`."""
     sets: dict[str, list[Row]] = {}
     for row in rows:
         sets.setdefault(row["set"], []).append(row)
@@ -177,6 +183,7 @@ def columns(rows: Iterable[Row]) -> dict[str, Columns]:
             lists = [np.array([_number(one) for one in row.get(column) or []]) for row in members]
             if any(map(len, lists)):
                 data[column] = lists
+        data["answer"] = [row.get("answer") for row in members]
         found[name] = data
     return found
 

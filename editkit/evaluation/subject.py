@@ -54,14 +54,7 @@ class Subject:
 
     def described(self) -> dict[str, Any]:
         """Names and hashes, as in results.json."""
-        files = dict(self.checkpoint.sha256())
-        if self.adapter:
-            files |= {f"adapter/{name}": value for name, value in self.adapter.sha256().items()}
-        return {
-            "name": public_name(self.checkpoint),
-            "adapter": public_name(self.adapter) if self.adapter else None,
-            "sha256": files,
-        }
+        return _described(self.checkpoint, self.adapter)
 
 
 @contextmanager
@@ -114,6 +107,19 @@ def checkpoints(source: Source) -> Iterator[tuple[Checkpoint, Checkpoint | None]
         LowRankVector(open_adapter(addition), checkpoint)  # which refuses one that does not fit
         with open_checkpoint(addition) as adapter:
             yield checkpoint, adapter
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """`Subject.described` of a model that is not loaded."""
+    with checkpoints(source) as (checkpoint, adapter):
+        return _described(checkpoint, adapter)
+
+
+def _described(checkpoint: Checkpoint, adapter: Checkpoint | None) -> dict[str, Any]:
+    files = dict(checkpoint.sha256())
+    if adapter:
+        files |= {f"adapter/{name}": value for name, value in adapter.sha256().items()}
+    return {"name": public_name(checkpoint), "adapter": public_name(adapter) if adapter else None, "sha256": files}
 
 
 def same_place(one: Checkpoint, other: Checkpoint) -> bool:

@@ -66,10 +66,10 @@ def to_html(report: Report) -> str:
     )
 
 
-def compose(template: str, folder: Path = FOLDER, *, marked: str, columns: Columns, rows: Rows, **values: Any) -> str:
+def compose(template: str, folder: Path = FOLDER, *, marked: str, columns: Columns, rows: Rows, things: str = "tensors", **values: Any) -> str:
     """A page: `template`, from `folder`, fills the frame of page.html.j2, which ends in a table of `rows`.
 
-    columns: (label, kind, meaning) each. marked: label of the column whose zeros grey a row out and can be hidden.
+    columns: (label, kind, meaning) each. marked: label of the column whose zeros grey a row out and can be hidden. things: what the rows are.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -78,7 +78,7 @@ def compose(template: str, folder: Path = FOLDER, *, marked: str, columns: Colum
         loader=FileSystemLoader([folder, FOLDER]), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    script = environment.get_template("report.js.j2").render(marked=marked)
+    script = environment.get_template("report.js.j2").render(marked=marked, things=things)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     table = json.dumps({"columns": columns, "rows": rows}, separators=(",", ":"), allow_nan=False)
     table = table.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

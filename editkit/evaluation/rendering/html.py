@@ -29,6 +29,7 @@ def to_html(report: Report, rows: Rows) -> str:
         "evaluation.html.j2",
         Path(__file__).parent,
         marked="measured",
+        things="results",
         columns=columns,
         rows=table,
         names=wording.names(report),

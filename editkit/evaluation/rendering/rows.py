@@ -187,7 +187,7 @@ def gap(ones: Iterable[float], others: Iterable[float]) -> tuple[float, float, f
     """
     samples = [np.sort(list(values)) for values in (ones, others)]
     values = np.union1d(*samples)
-    one, other = (np.searchsorted(sample, values, side="left") / len(sample) for sample in samples)
+    one, other = (np.searchsorted(sample, values, side="right") / len(sample) for sample in samples)
     at = int(np.abs(one - other).argmax())
     return float(values[at]), float(one[at]), float(other[at])
 
