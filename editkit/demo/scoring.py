@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from editkit.training.encoding import IGNORED, Tokens, collate
+from editkit.evaluation.generation import generate
+from editkit.evaluation.passes import teacher_forced
+from editkit.training.encoding import Tokens
 
 BATCH = 64  # examples
 
@@ -41,23 +43,9 @@ class Score:
 
 
 def score(model: Any, rows: Sequence[Tokens]) -> Score:
-    """Score a transformers model on encoded examples; it is left in evaluation mode."""
-    import torch
-
-    found = []
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(rows), BATCH):
-            batch = collate(rows[start : start + BATCH])
-            labels = batch.pop("labels")[:, 1:]
-            logits = model(**batch).logits[:, :-1].float().log_softmax(-1)
-            inside = labels != IGNORED
-            nll = -logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-            right = logits.argmax(-1) == labels
-            found += [
-                Row(nll[i][inside[i]].mean().item(), right[i][inside[i]].float().mean().item()) for i in range(len(nll))
-            ]
-    return summarize(found)
+    """Score a transformers model on encoded examples."""
+    scored = teacher_forced(model, rows, batch_size=BATCH)
+    return summarize([Row(one.nll, float(one.hits.mean())) for one in scored])
 
 
 def summarize(rows: Sequence[Row]) -> Score:
@@ -72,15 +60,6 @@ def summarize(rows: Sequence[Row]) -> Score:
 
 def answer(model: Any, tokenizer: Any, prompt: str, limit: int = 24) -> str:
     """What the model writes after `prompt` when it always takes the most likely token, up to `limit` tokens."""
-    import torch
-
     ids = [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    written: list[int] = []
-    model.eval()
-    with torch.no_grad():
-        while len(written) < limit:
-            token = int(model(torch.tensor([ids + written])).logits[0, -1].argmax())
-            if token == tokenizer.eos_token_id:
-                break
-            written.append(token)
+    [written] = generate(model, [ids], [limit], expected=[limit], stops={tokenizer.eos_token_id}, context=None)
     return tokenizer.decode(written).strip()

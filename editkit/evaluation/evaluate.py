@@ -83,7 +83,10 @@ def evaluate(
         raise EditError(f"--calibrate {calibrate} mixes models with --base by the examples of {calibrate}: give both")
     if lm_eval:
         harness.check_installed()
-    check_folder(Path(output), [*(split(one.source)[0] for one in entries), *(one.label for one in examples.values())])
+    check_folder(
+        Path(output),
+        [*(part for one in entries for part in split(one.source) if part), *(one.label for one in examples.values())],
+    )
     settings = {
         "suites": list(suites) or ([] if metrics else ["all"]),
         "metrics": list(metrics),

@@ -75,7 +75,8 @@ def _list(axes: Any, judged: Sequence[Mapping[str, Any]], text: str) -> None:
     axes.set_yticks(range(len(judged)), [ascii_of(one["label"]) for one in judged])
     for y, one in enumerate(judged):
         axes.text(1.04, y, wording.word(one["verdict"]), va="center", fontsize=8)
-    axes.set(ylim=(len(judged) - 0.4, -0.6), xlim=(-0.02, 1.02), xlabel=text)
+    key = "circle: edited, diamond: original, bar: control; lines behind circles: 95 % bootstrap intervals"
+    axes.set(ylim=(len(judged) - 0.4, -0.6), xlim=(-0.02, 1.02), xlabel=f"{text}\n{key}")
     axes.grid(axis="x", color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
