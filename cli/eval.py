@@ -59,7 +59,7 @@ class NamedFile(click.ParamType):
     "suites",
     multiple=True,
     type=click.Choice(["tofu", "closer-look", "memorization", "knowundo", "exposure", "general", "all"]),
-    help="What to measure; repeatable.  [default: all that can be had]",
+    help="What to measure; repeatable.  [default: all that can be had, but el_10, which takes long]",
 )
 @click.option("--metrics", multiple=True, metavar="GLOB", help="Metrics by id, such as tofu/ks_statistic; repeatable.")
 @click.option("--max-examples", type=COUNT, metavar="N", help="Take the first N examples of each set.")

@@ -10,24 +10,13 @@ import click
 import editkit
 from editkit.diffing.rendering import to_json
 
+from .eval import NamedFile
 from .main import fail
 from .options import allow_other_base, examples, output, quiet, threads
 from .options import as_json as json_option
 from .progress import Advance, progress
 
 COUNT = click.IntRange(min=1)
-
-
-class NamedFile(click.ParamType):
-    """NAME=FILE, such as world_facts=world_facts.jsonl, as a pair."""
-
-    name = "name=file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        name, _, file = str(value).partition("=")
-        if not name or not file:
-            self.fail(f"{value!r} is not NAME=FILE, such as world_facts=world_facts.jsonl", param, ctx)
-        return name, file
 
 
 @click.command(

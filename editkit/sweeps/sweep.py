@@ -121,6 +121,7 @@ def sweep(
         if rule:
             first = _arguments(places[0], model, vector, vector_base, allow_other_base)
             negate(**first, output=Path(output) / EDITED, alpha=1.0, dry_run=True)
+        evaluation.try_out()
         theirs = None
         if reference is not None:
             with stage("reference") as progress:
