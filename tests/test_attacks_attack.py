@@ -11,7 +11,6 @@ from test_localization_gradients import one_thread, write  # noqa: F401
 from tiny_models import save_llama
 
 from editkit.attacks.attack import attack
-from editkit.attacks.gathering import gather
 from editkit.attacks.subject import opened_whole
 from editkit.checkpoint.reader import open_checkpoint
 from editkit.checkpoint.writer import write_checkpoint
@@ -349,4 +348,3 @@ def test_each_model_is_opened_once_for_looking_and_the_original_is_never_trained
         "edited: relearned on part of forget", "control: relearned on part of forget",
         "edited: relearned on retain", "control: relearned on retain",
     ]  # fmt: skip
-    assert gather.__module__ == "editkit.attacks.gathering"

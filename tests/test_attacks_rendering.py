@@ -58,9 +58,9 @@ REPORT = {
     "schema": "editkit.attack/1",
     "editkit": "0.1.0",
     "models": [
-        {"role": "model", "label": "e", "name": "edited", "adapter": "my-lora", "sha256": {"model.safetensors": "ab" * 32}},
-        {"role": "base", "label": "b", "name": "full", "adapter": None, "sha256": {}},
-        {"role": "reference", "label": "r", "name": "never", "adapter": None, "sha256": {}},
+        {"role": "model", "name": "edited", "adapter": "my-lora", "sha256": {"model.safetensors": "ab" * 32}},
+        {"role": "base", "name": "full", "adapter": None, "sha256": {}},
+        {"role": "reference", "name": "never", "adapter": None, "sha256": {}},
     ],
     "sets": [{"set": "forget", "name": "forget.jsonl", "sha256": "cd" * 32, "examples": 40}],
     "settings": {"kinds": ["quantize", "relearn"], "steps": 4, "lr": 3.125e-4, "batch_size": 16, "part": 0.3, "seed": 0, "dtype": "float32", "max_examples": None, "max_new_tokens": None, "prompt_template": None, "quantized": 4349952},

@@ -123,7 +123,7 @@ def test_columns_are_base_models_and_reference_and_read_back_to_the_same_results
     values = found(report)
     assert values["never", "tofu/forget_quality", "forget"]["value"] == 1
     assert values["edited", "general/kl_to_base", "retain"]["value"] > 0
-    assert values["base", "general/kl_to_base", "retain"]["status"] == "skipped: no kl (--base)"
+    assert values["base", "general/kl_to_base", "retain"]["status"] == "skipped: it is the base itself"
     assert "generation" not in next(row for row in rows_of("out") if row["model"] == "never")
     assert str(place) not in (place / "out" / "results.json").read_text()
     assert everything(place / "out") == ["examples.jsonl", "results.json"]
@@ -296,7 +296,7 @@ def test_what_does_not_fit_together_is_refused_and_leaves_nothing(place, monkeyp
     lines(place / "long.jsonl", [{"prompt": "b" * count, "completion": "c"} for count in (3, 61)])
     monkeypatch.setattr(
         Gathering, "_measure", lambda *_: pytest.fail("measured")
-    ) if "narrow" != models and "long" not in message else None
+    ) if models != "narrow" and "long" not in message else None
     assert message in refused(place, models, **settings)
 
 

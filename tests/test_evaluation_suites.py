@@ -119,10 +119,10 @@ EXPONENTIATED = {"knowundo/perplexity": "nll", "general/generation_perplexity": 
 WHERE = {
     "memorization/el_10": ["forget", "unseen"],
     "knowundo/retention_success": ["retain"],
-    **dict.fromkeys(
-        ["memorization/forgotten", "knowundo/unlearn_success", "exposure/gen_exposure", "exposure/rank_exposure"],
-        ["forget"],
-    ),
+    "memorization/forgotten": ["forget"],
+    "knowundo/unlearn_success": ["forget"],
+    "exposure/gen_exposure": ["forget"],
+    "exposure/rank_exposure": ["forget"],
 }
 
 
@@ -234,13 +234,14 @@ def test_ids_are_versioned_and_unique_and_every_metric_says_what_it_is():
 
 
 def test_suites_and_globs_choose_metrics():
-    assert chosen() == chosen(["all"]) == list(METRICS)
+    assert chosen(["all"]) == list(METRICS)
+    assert [one.id for one in METRICS if one not in chosen()] == ["memorization/el_10@1"]
     assert {one.id.split("/")[0] for one in chosen(["closer-look"])} == {"closer_look"}
     assert [one.id for one in chosen([], ["tofu/ks_statistic"])] == ["tofu/ks_statistic@1"]
     assert [one.id for one in chosen([], ["*/nll@1", "memorization/m*"])] == ["memorization/ma@1", "general/nll@1"]
     assert len(chosen(["knowundo"], ["tofu/ks_statistic"])) == len(chosen(["knowundo"])) + 1
     for bad in ((["tofuu"], []), ([], ["tofu/nothing"]), ([], ["tofu/*", "nll"]), ([], ["TOFU/*"])):
-        with pytest.raises(EditError, match="no such suite: tofuu|names no metric"):
+        with pytest.raises(EditError, match=r"no such suite: tofuu|names no metric"):
             chosen(*bad)
     with pytest.raises(EditError, match="no metric 'tofu/probability'"):
         metric("tofu/probability")

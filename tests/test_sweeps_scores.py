@@ -79,10 +79,15 @@ def test_a_rule_brings_the_metrics_that_it_names():
 
 
 def test_forget_efficacy_needs_its_models_and_forgetting_is_pointed_to():
-    models = {"--embedding-model": None, "--nli-model": "nli"}
-    with pytest.raises(
-        EditError, match=r"forget_efficacy needs models .*: give --embedding-model, or a rule with forgetting"
+    efficacy, cosine, nll = (
+        metric(f"{name}@1") for name in ("closer_look/forget_efficacy", "closer_look/cosine_similarity", "general/nll")
+    )
+    for given, missing in (
+        ((None, None), "--embedding-model, --nli-model"),
+        (("e", None), "--nli-model"),
+        ((None, "n"), "--embedding-model"),
     ):
-        refuse_unequipped([metric("closer_look/forget_efficacy@1")], models)
-    refuse_unequipped([metric("closer_look/forget_efficacy@1")], models | {"--embedding-model": "minilm"})
-    refuse_unequipped([metric("general/nll@1")], models)
+        with pytest.raises(EditError, match=f"forget_efficacy compares .*: give {missing}, or a rule with forgetting"):
+            refuse_unequipped([efficacy], *given)
+    refuse_unequipped([efficacy], "e", "n")
+    refuse_unequipped([cosine, nll], "e", None)

@@ -306,7 +306,6 @@ def test_inputs_that_do_not_fit_are_refused_before_a_model_is_loaded(place, monk
         place,
         "is no classifier that transformers can load",
         choose="max forget.entailment",
-        embedding_model="x",
         nli_model=place / "base" / "no",
     )
     refused(place, "no such suite: nothing", suites=["nothing"])

@@ -32,7 +32,7 @@ _SHOWN = ("prompt", "answer", "set", "index")
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack. id: as in attack.json. on: the set whose accuracy is judged. brings_text: see `verdict`. status: "ok" or why not."""
+    """One attack. id, label: as in attack.json. brings_text: see `verdict`. status: "ok", or why it was not made."""
 
     id: str
     kind: str
@@ -83,7 +83,7 @@ def gather(sources: Mapping[str, Source], sets: Sets, settings: Settings, stage:
     solved = _solved(sets)
     for role, source in sources.items():
         with opened_whole(source, dtype=settings.dtype, device=settings.device) as subject:
-            found.models[role] = {"role": role, "label": str(source), **subject.described()}
+            found.models[role] = {"role": role, **subject.described()}
             found.facts.setdefault("dtype", subject.dtype)
             found.facts.setdefault("lr", learning_rate(subject))
             with stage(f"{_NAMES[role]}: measured") as progress:

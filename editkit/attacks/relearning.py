@@ -19,6 +19,7 @@ from editkit.evaluation.measuring import measure, prepare
 from editkit.evaluation.subject import Source
 from editkit.localization.examples import encoded
 from editkit.training.data import Examples
+from editkit.training.devices import precision
 from editkit.training.finetune import default_lr
 from editkit.training.trainer import train
 
@@ -92,7 +93,7 @@ def relearn(
             batch_size=batch_size,
             seed=seed,
             device=subject.place,
-            dtype=dtype or "float32",
+            dtype=dtype or precision(subject.checkpoint, subject.place),
             progress=progress,
             observe=observe,
         )

@@ -21,7 +21,7 @@ from editkit.evaluation.measuring import prepare
 from editkit.evaluation.report import build, write
 from editkit.evaluation.rows import Row, read_rows
 from editkit.evaluation.subject import Subject, describe, opened
-from editkit.evaluation.suites import CHOICES, FORGET, RETAIN, Metric, chosen, columns_of
+from editkit.evaluation.suites import CHOICES, FORGET, METRICS, RETAIN, Metric, chosen, columns_of
 from editkit.localization.examples import overlap
 from editkit.training.data import Examples, read_examples
 from editkit.training.devices import unknown
@@ -124,7 +124,7 @@ def evaluate(
             json.dumps([one.rows for one in examples.values()], sort_keys=True).encode()
         ).hexdigest()
         begun = {
-            "settings": settings,
+            **settings,
             "sets": about,
             "content": content,
             "models": [[one.label, one.role, one.whole] for one in entries],
@@ -196,6 +196,9 @@ def evaluate_rows(
     asked = chosen(suites, metrics)
     check_folder(Path(output), [os.fspath(source), *([os.fspath(reference_from)] if reference_from else [])])
     rows = read_rows(source)
+    if not suites and not metrics:  # what took long was measured before, or it is not there
+        there = {key for row in rows for key in row}
+        asked = [one for one in METRICS if one in asked or there & set(one.needs)]
     other = read_rows(reference_from) if reference_from is not None else []
     if len(names := sorted({row["model"] for row in other})) > 1:
         own = [row for row in other if row["role"] == "reference"]

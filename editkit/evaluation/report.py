@@ -12,7 +12,7 @@ from editkit.diffing.rendering import plain, to_json
 from editkit.errors import listed
 from editkit.evaluation.aggregate import aggregate, distribution
 from editkit.evaluation.rows import Row, columns, to_line
-from editkit.evaluation.suites import FORGET, METRICS, Data, Metric, Overall
+from editkit.evaluation.suites import FORGET, METRICS, REFERENCE, Data, Metric, Overall
 
 SCHEMA = "editkit.evaluation/1"
 RESULTS, ROWS = "results.json", "examples.jsonl"
@@ -63,11 +63,12 @@ def _say_why(results: Sequence[dict[str, Any]], rows: Sequence[Row], labels: Map
     """Better reasons than a missing column, for what is never measured of a base or of a reference that is no MODEL."""
     asked = {row["model"] for row in rows if "generation" in row}
     against_itself = {one.id for one in METRICS if {"kl", "generation_base_nll"} & set(one.needs)}
+    only_asked = {one.id for one in METRICS if not set(one.needs) <= set(REFERENCE)}
     for one in results:
         if one["status"].startswith("skipped: no") and asked:
             if one["model"] == labels["base"] and one["metric"] in against_itself:
                 one["status"] = "skipped: it is the base itself"
-            elif one["model"] == labels["reference"] and one["model"] not in asked:
+            elif one["model"] == labels["reference"] and one["model"] not in asked and one["metric"] in only_asked:
                 one["status"] = "skipped: a reference is only read, not asked; give it as a MODEL too"
 
 

@@ -13,7 +13,7 @@ unedited model does on it, so that only the effect of the edit is in them.
 (0.8, 'unknown: no retain set was given')
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ import numpy as np
 from editkit.arithmetic.draws import key_of
 from editkit.errors import EditError, listed
 from editkit.evaluation.aggregate import aggregate
-from editkit.evaluation.measuring import COMPARED
 from editkit.evaluation.metrics.statistics import bootstrap, mean
 from editkit.evaluation.suites import FORGET, METRICS, RETAIN, Data, Each, Metric, chosen
 
@@ -108,12 +107,18 @@ def metrics_for(suites: Sequence[str], metrics: Sequence[str], named: Sequence[s
     return [one for one in METRICS if one.id in asked | always or stem(one) in stems]
 
 
-def refuse_unequipped(metrics: Sequence[Metric], models: Mapping[str, str | None]) -> None:
-    """Raise EditError for metrics that need a model of embeddings or of entailment where none is given. models: option -> given."""
-    needing = [one for one in metrics if set(one.needs) & set(COMPARED)]
-    missing = [option for option, given in models.items() if given is None]
-    if needing and missing:
+def refuse_unequipped(metrics: Sequence[Metric], embedding_model: str | None, nli_model: str | None) -> None:
+    """Raise EditError for metrics that need a model of embeddings or of entailment where it is not given."""
+    options = {"cosine": ("--embedding-model", embedding_model)}
+    options |= dict.fromkeys(("entails_truth", "entailed_by_truth"), ("--nli-model", nli_model))
+    missing: dict[str, list[str]] = {}
+    for one in metrics:
+        for option, given in dict.fromkeys(options[column] for column in one.needs if column in options):
+            if given is None:
+                missing.setdefault(option, []).append(stem(one))
+    if missing:
+        names = dict.fromkeys(name for found in missing.values() for name in found)
         raise EditError(
-            f"{listed(map(stem, needing))} needs models that compare what is written with the truth: give {listed(missing)}, or a "
-            "rule with forgetting, which comes from token accuracy alone"
+            f"{listed(names)} compares what is written with the truth by models of its own: give {listed(missing)}, or a rule with "
+            "forgetting, which comes from token accuracy alone"
         )

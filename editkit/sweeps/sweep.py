@@ -109,8 +109,7 @@ def sweep(
     if rule:
         there = quantities(asked, list(examples))
         check(rule, {"alpha", *there, *(name for name, (_, of, _) in DERIVED.items() if of in examples)})
-        models = {"--embedding-model": embedding_model, "--nli-model": nli_model}
-        refuse_unequipped([there[name] for name in rule.names if name in there], models)
+        refuse_unequipped([there[name] for name in rule.names if name in there], embedding_model, nli_model)
     evaluation = Evaluation(
         examples, asked, batch_size, max_new_tokens, prompt_template, embedding_model, nli_model, device
     )
