@@ -12,23 +12,11 @@ from click.core import ParameterSource
 import editkit
 
 from .main import fail
+from .options import NamedFile, examples, output, quiet
 from .options import as_json as json_option
-from .options import examples, output, quiet
 from .progress import Advance, progress
 
 COUNT = click.IntRange(min=1)
-
-
-class NamedFile(click.ParamType):
-    """NAME=FILE as a pair."""
-
-    name = "name=file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        name, _, path = str(value).partition("=")
-        if not name or not path:
-            self.fail(f"{value!r} is not NAME=FILE, such as world_facts=facts.jsonl", param, ctx)
-        return name, path
 
 
 @click.command(
@@ -121,8 +109,8 @@ def command(
         raise click.UsageError("--reference-from goes with --from; for models give --reference")
     else:
         named = dict(sets)
-        if len(named) < len(sets) or {"forget", "retain"} & set(named):
-            raise click.UsageError("--set: give each set a name of its own, other than forget and retain")
+        if len(named) < len(sets):
+            raise click.UsageError("--set: give each set a name of its own")
 
         def stage(name: str) -> AbstractContextManager[Advance | None]:
             return progress(name, unit="texts", quiet=quiet)

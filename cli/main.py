@@ -18,7 +18,19 @@ import editkit
 # editkit's own threads use all cores, and those of BLAS would only wait for each other. numpy reads this when it is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-COMMANDS = ("inspect", "diff", "localize", "localize compare", "negate", "task-vector", "finetune", "eval", "attack", "sweep", "demo")
+COMMANDS = (
+    "inspect",
+    "diff",
+    "localize",
+    "localize compare",
+    "negate",
+    "task-vector",
+    "finetune",
+    "eval",
+    "attack",
+    "sweep",
+    "demo",
+)
 BAD_INPUT, BUG, SIGNALLED = 2, 70, 128  # and the number of the signal
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -9,6 +9,18 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class NamedFile(click.ParamType):
+    """NAME=FILE as a pair."""
+
+    name = "name=file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, _, path = str(value).partition("=")
+        if not name or not path:
+            self.fail(f"{value!r} is not NAME=FILE, such as world_facts=facts.jsonl", param, ctx)
+        return name, path
+
+
 def output(what: str, *, required: bool = True) -> Callable[[F], F]:
     """`-o/--output PATH`, given as `output: Path`. `what` goes there, such as "the edited checkpoint"."""
     path = click.Path(path_type=Path)

@@ -10,9 +10,8 @@ import click
 import editkit
 from editkit.diffing.rendering import to_json
 
-from .eval import NamedFile
 from .main import fail
-from .options import allow_other_base, examples, output, quiet, threads
+from .options import NamedFile, allow_other_base, examples, output, quiet, threads
 from .options import as_json as json_option
 from .progress import Advance, progress
 

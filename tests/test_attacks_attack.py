@@ -279,7 +279,7 @@ def refused(folder, tmp_path, said, model=None, **settings):
 
 def test_inputs_that_do_not_fit_together_are_refused_and_nothing_is_left(folder, tmp_path):
     refused(folder, tmp_path, "nothing.jsonl cannot be read", forget="nothing.jsonl")
-    refused(folder, tmp_path, "hold the same examples", retain=folder / "forget.jsonl")
+    refused(folder, tmp_path, "nothing tells what to forget from what to keep", retain=folder / "forget.jsonl")
     refused(folder, tmp_path, r"8 of 16 examples are in .*forget.jsonl too", unseen=folder / "both.jsonl")
     refused(folder, tmp_path, "one example has no spread", forget=write(tmp_path / "one.jsonl", FORGET[:1]))
     refused(folder, tmp_path, "nowhere", model=tmp_path / "nowhere")

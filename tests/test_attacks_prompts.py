@@ -4,7 +4,7 @@ import pytest
 from tiny_models import tokenizer
 
 from editkit.attacks.prompts import few_shot, paraphrased
-from editkit.attacks.sets import read, shared, subset
+from editkit.attacks.sets import read, shared
 from editkit.errors import EditError
 from editkit.training.data import Examples
 from editkit.training.encoding import encode
@@ -32,7 +32,7 @@ def test_only_rows_with_another_wording_are_asked_in_it_and_keep_their_places():
 
 
 def test_why_nothing_can_be_asked_in_other_words():
-    assert paraphrased(subset(ASKED, [0, 1])) == "skipped: 1 of 2 examples have the key 'paraphrased_question'"
+    assert paraphrased(ASKED.subset([0, 1])) == "skipped: 1 of 2 examples have the key 'paraphrased_question'"
     assert paraphrased(made([{"text": "x"}], "text")) == "skipped: f.jsonl is plain text, which has no prompts"
     assert "messages" in paraphrased(made([{"messages": []}], "messages"))
 
@@ -69,7 +69,7 @@ def test_the_answers_tokens_are_those_of_the_plain_prompt():
 
 
 def test_a_template_of_the_user_writes_both():
-    row = few_shot(subset(ASKED, [0, 1]), SOLVED, "Q {question} A {answer}!", seed=0).examples.rows[0]
+    row = few_shot(ASKED.subset([0, 1]), SOLVED, "Q {question} A {answer}!", seed=0).examples.rows[0]
     assert row["question"].endswith("\n\nQ Who? A") and row["answer"] == " Ada.!"
     assert row["question"].count("!\n\n") == 3
 
@@ -78,7 +78,7 @@ def test_prompts_that_do_not_fit_are_left_out():
     found = few_shot(ASKED, SOLVED, seed=0, fits=lambda text: "Where" not in text)
     assert found.indices == [0, 2]
     assert few_shot(ASKED, SOLVED, seed=0, fits=lambda text: "Where" in text).startswith("skipped: 1 of 3 prompts")
-    assert few_shot(ASKED, subset(SOLVED, [0, 1]), seed=0) == "skipped: 2 examples to show, 3 needed"
+    assert few_shot(ASKED, SOLVED.subset([0, 1]), seed=0) == "skipped: 2 examples to show, 3 needed"
 
 
 def write(path, rows):
@@ -100,7 +100,7 @@ def test_one_example_is_too_few_and_equal_sets_tell_nothing(tmp_path):
     two = write(tmp_path / "two.jsonl", [("a", "b"), ("c", "d")])
     with pytest.raises(EditError, match=r"one.jsonl: one example has no spread.*give at least 2"):
         read(two, None, one, None)
-    with pytest.raises(EditError, match=r"hold the same examples"):
+    with pytest.raises(EditError, match="nothing tells what to forget"):
         read(two, two, None, None)
 
 

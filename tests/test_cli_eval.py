@@ -112,7 +112,7 @@ USAGE = [
     (["edited", *F, "--set", "=facts.jsonl"], "is not NAME=FILE"),
     (["edited", *F, "--set", "facts="], "is not NAME=FILE"),
     (["edited", *F, "--set", "a=x.jsonl", "--set", "a=y.jsonl"], "--set: give each set a name of its own"),
-    (["edited", "--set", "forget=forget.jsonl"], "other than forget and retain"),
+    (["edited", "--set", "forget=forget.jsonl"], "--set forget: these names are for --forget and --retain"),
     (["edited", *F, "--suite", "tofuu"], "'tofuu' is not one of"),
     (["edited", *F, "--metrics", "tofuu/*"], "--metrics 'tofuu/*' names no metric"),
     (["edited", *F, "--max-examples", 0], "--max-examples"),

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -136,6 +137,7 @@ def test_a_folder_without_a_classifier_is_named(tmp_path):
 def lm_eval(monkeypatch):
     """A stand-in for the harness, with results in the form of version 0.4; it seeds the global generators as the harness does."""
     module = ModuleType("lm_eval")
+    module.__spec__ = ModuleSpec("lm_eval", None)
     calls = []
 
     def simple_evaluate(**arguments):

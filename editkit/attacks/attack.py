@@ -10,13 +10,14 @@ from editkit import __version__
 from editkit.attacks import prompts, relearning, verdict
 from editkit.attacks.gathering import Stage, gather
 from editkit.attacks.report import SCHEMA, conclude
-from editkit.attacks.sets import Sets, described, read, shared
+from editkit.attacks.sets import read, shared
 from editkit.attacks.settings import Settings, checked
 from editkit.checkpoint import disk
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.diffing.rendering import check_folder, to_json
 from editkit.errors import EditError
 from editkit.evaluation.rows import to_line
+from editkit.evaluation.sets import Sets, described
 from editkit.evaluation.subject import Source, same_place
 from editkit.training.loading import load_config, load_tokenizer, split
 from editkit.vectors.vector import refuse_quantized
@@ -79,7 +80,7 @@ def attack(
         "schema": SCHEMA,
         "editkit": __version__,
         "models": list(found.models.values()),
-        "sets": [described(name, one) for name, one in sets.items()],
+        "sets": described(sets),
         "settings": settings.described() | _constants(found.facts),
         **conclude(found, settings),
         "warnings": [*_warnings(found.models, sets, settings), *found.warnings],

@@ -12,11 +12,12 @@ from typing import Any
 from editkit.attacks import membership, prompts, relearning
 from editkit.attacks.quantization import SCHEMES, left_out, quantized
 from editkit.attacks.relearning import learning_rate, relearn
-from editkit.attacks.sets import Sets, shared, subset
+from editkit.attacks.sets import shared
 from editkit.attacks.settings import Settings
 from editkit.attacks.subject import opened_whole
 from editkit.checkpoint.blocks import Progress
 from editkit.evaluation.measuring import measure, prepare
+from editkit.evaluation.sets import Sets
 from editkit.evaluation.subject import Source, Subject
 from editkit.training.data import Examples
 
@@ -102,7 +103,7 @@ def _solved(sets: Sets) -> Examples | None:
         return None
     both = shared(sets[RETAIN], sets[FORGET])
     rest = [index for index in range(len(sets[RETAIN])) if index not in both]
-    return subset(sets[RETAIN], rest) if rest else None
+    return sets[RETAIN].subset(rest) if rest else None
 
 
 def _look(
@@ -189,7 +190,7 @@ def _relearn_all(
     forget = sets[FORGET]
     part, rest = relearning.split(len(forget), settings.seed)
     runs = [
-        (Attack("relearn-forget", "relearn", "relearned on part of forget", True), FORGET, subset(forget, part), rest)
+        (Attack("relearn-forget", "relearn", "relearned on part of forget", True), FORGET, forget.subset(part), rest)
     ]
     on_retain = Attack("relearn-retain", "relearn", "relearned on retain", True)
     if solved is None:
@@ -201,7 +202,7 @@ def _relearn_all(
         for role, source in sources.items():
             with stage(f"{_NAMES[role]}: {attack.label}") as progress:
                 curve = relearn(
-                    source, trained, subset(forget, held_out), steps=settings.steps, batch_size=settings.batch_size, seed=settings.seed,
+                    source, trained, forget.subset(held_out), steps=settings.steps, batch_size=settings.batch_size, seed=settings.seed,
                     dtype=settings.dtype, device=settings.device, prompt_template=settings.prompt_template, progress=progress,
                 )  # fmt: skip
             for step, rows in curve.items():

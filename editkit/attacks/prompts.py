@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from editkit.attacks.sets import subset
 from editkit.errors import EditError, listed
 from editkit.training.data import Examples
 from editkit.training.encoding import TEMPLATES, fill
@@ -46,8 +45,8 @@ def paraphrased(examples: Examples, template: str | None = None) -> Prompts | st
     if len(indices) < 2:
         return f"skipped: {len(indices)} of {len(examples)} examples have the key {KEY!r}"
     question = examples.keys[0]
-    rows = [{**row, question: row[KEY]} for row in subset(examples, indices).rows]
-    return Prompts(replace(subset(examples, indices), rows=rows), indices, template)
+    rows = [{**row, question: row[KEY]} for row in examples.subset(indices).rows]
+    return Prompts(replace(examples.subset(indices), rows=rows), indices, template)
 
 
 def few_shot(
@@ -79,7 +78,7 @@ def few_shot(
             indices.append(index)
     if len(rows) < 2:
         return f"skipped: {len(rows)} of {len(examples)} prompts with {SHOTS} examples fit into what the model reads"
-    return Prompts(replace(subset(examples, indices), rows=rows), indices, _WHOLE)
+    return Prompts(replace(examples.subset(indices), rows=rows), indices, _WHOLE)
 
 
 def _no_prompts(examples: Examples) -> str | None:

@@ -13,17 +13,17 @@ from editkit.checkpoint.unfinished import STATE, WorkKept, unfinished
 from editkit.diffing.rendering import check_folder
 from editkit.errors import EditError, listed
 from editkit.evaluation import lm_eval as harness
-from editkit.evaluation import similarity
 from editkit.evaluation.calibrate import calibrated
 from editkit.evaluation.gathering import Gathering, Stage
 from editkit.evaluation.lineup import Entry, Held, check, line_up
 from editkit.evaluation.measuring import prepare
 from editkit.evaluation.report import build, write
 from editkit.evaluation.rows import Row, read_rows
+from editkit.evaluation.sets import common, described, read
+from editkit.evaluation.similarity import Readers
 from editkit.evaluation.subject import Subject, describe, opened
-from editkit.evaluation.suites import CHOICES, FORGET, METRICS, RETAIN, Metric, chosen, columns_of
-from editkit.localization.examples import overlap
-from editkit.training.data import Examples, read_examples
+from editkit.evaluation.suites import CHOICES, FORGET, METRICS, Metric, chosen, columns_of
+from editkit.training.data import Examples
 from editkit.training.devices import unknown
 from editkit.training.loading import split
 
@@ -75,8 +75,10 @@ def evaluate(
     asked = chosen(suites, metrics)
     wanted = [models] if isinstance(models, str | os.PathLike) else list(models)
     _check(wanted, batch_size, max_new_tokens, max_examples, dtype, device)
-    examples = _read({FORGET: forget, RETAIN: retain, **(sets or {})}, max_examples)
-    common = overlap({name: examples[name] for name in (FORGET, RETAIN) if name in examples})
+    examples = read(forget, retain, sets or {}, max_examples)
+    if not examples:
+        raise EditError("there is nothing to measure on: give --forget, --retain or --set NAME=FILE")
+    both = common(examples)
     _refuse_lacking(examples, asked, suites, metrics)
     entries = line_up(wanted, base, reference)
     if calibrate is not None and (base is None or calibrate not in examples):
@@ -101,23 +103,12 @@ def evaluate(
         "device": device,
         "bootstrap": 1000,
     }
-    about = [
-        {"set": name, "name": Path(one.label).name, "sha256": one.sha256, "examples": len(one)}
-        for name, one in examples.items()
-    ]
     check(entries)
-    needed = {column for one in asked for column in one.needs}
-    if embedding_model is not None and "cosine" in needed:
-        similarity.cosine_similarity(
-            embedding_model, ["a"], ["a"], device=device
-        )  # refused now, not after hours of writing
-    if nli_model is not None and "entails_truth" in needed:
-        similarity.entailment(nli_model, ["a"], ["a"], device=device)
+    readers = Readers(embedding_model, nli_model, device)
+    readers.try_out({column for one in asked for column in one.needs})
     warnings = []
-    if common:
-        warnings.append(
-            f"{common} of the examples to forget are in the retain set too: forgetting them costs retention"
-        )
+    if both:
+        warnings.append(f"{both} of the examples to forget are in the retain set too: forgetting them costs retention")
     with ExitStack() as stack:
         held = Held(stack, entries, asked, dtype, device)
         content = hashlib.sha256(
@@ -125,28 +116,28 @@ def evaluate(
         ).hexdigest()
         begun = {
             **settings,
-            "sets": about,
+            "sets": described(examples),
             "content": content,
             "models": [[one.label, one.role, one.whole] for one in entries],
         }
         folder = stack.enter_context(unfinished(Path(output), begun, resume))
         rows: list[Row] = []
-        described = []
-        measured = Gathering(folder, examples, asked, settings, embedding_model, nli_model, device)
+        columns: list[dict[str, Any]] = []
+        measured = Gathering(folder, examples, asked, settings, readers)
         try:
             for entry in entries:
                 at = examples[calibrate] if calibrate is not None and entry.role == "model" else None
                 with _as_it_is(entry, held) if at is None else _mixed(entry, entries[0].source, at, settings) as found:
                     about_it, subject = found
-                    described.append(about_it)
+                    columns.append(about_it)
                     one = replace(entry, label=about_it["label"])
                     rows += measured.rows(one, subject, about_it["sha256"], held.base, stage)
             handed = (
                 {one.label: harness.run(one.source, lm_eval, device=device) for one in entries} if lm_eval else None
             )
             report = build(
-                rows, asked, models=described, sets=about, settings=settings, warnings=warnings,
-                overlap=common if RETAIN in examples and FORGET in examples else None, lm_eval=handed,
+                rows, asked, models=columns, sets=described(examples), settings=settings, warnings=warnings,
+                overlap=both, lm_eval=handed,
             )  # fmt: skip
             write(report, rows, Path(output))
         except EditError as error:
@@ -253,26 +244,6 @@ def _check(
         wrong.append("no model is given")
     if wrong:
         raise EditError(f"nothing can be measured with these settings: {listed(wrong)}")
-
-
-def _read(files: Mapping[str, Source | None], max_examples: int | None) -> dict[str, Examples]:
-    found = {}
-    for name, path in files.items():
-        if path is not None:
-            one = read_examples(path)
-            found[name] = replace(one, rows=one.rows[:max_examples], numbers=one.numbers[:max_examples])
-    if not found:
-        raise EditError("there is nothing to measure on: give --forget, --retain or --set NAME=FILE")
-    if (
-        FORGET in found
-        and RETAIN in found
-        and overlap({"forget": found[FORGET], "retain": found[RETAIN]}) == len(found[FORGET])
-    ):
-        raise EditError(
-            f"{found[FORGET].label} lies wholly in {found[RETAIN].label}: nothing tells what to forget from what to keep, so give a "
-            "retain set without it"
-        )
-    return found
 
 
 def _refuse_lacking(

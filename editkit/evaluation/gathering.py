@@ -10,10 +10,10 @@ from typing import Any
 from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.unfinished import STATE
 from editkit.errors import EditError
-from editkit.evaluation import similarity
 from editkit.evaluation.lineup import Entry
-from editkit.evaluation.measuring import COMPARED, measure, prepare
+from editkit.evaluation.measuring import measure, prepare
 from editkit.evaluation.rows import Row, to_line
+from editkit.evaluation.similarity import Readers
 from editkit.evaluation.subject import Subject
 from editkit.evaluation.suites import REFERENCE, Metric, columns_of
 from editkit.training.data import Examples
@@ -30,13 +30,10 @@ class Gathering:
         examples: Mapping[str, Examples],
         asked: Sequence[Metric],
         settings: Mapping[str, Any],
-        embedding_model: str | None,
-        nli_model: str | None,
-        device: str,
+        readers: Readers,
     ) -> None:
         self._folder, self._examples, self._asked, self._settings = folder, examples, asked, settings
-        self._models = {"cosine": embedding_model, "entails_truth": nli_model, "entailed_by_truth": nli_model}
-        self._device = device
+        self._readers = readers
         self._numbers = count()
 
     def rows(
@@ -48,7 +45,7 @@ class Gathering:
             columns = columns_of(self._asked, name)
             if not entry.whole:
                 columns = {*(columns & set(REFERENCE)), "nll"}
-            columns = {one for one in columns if self._models.get(one, "") is not None}
+            columns = set(filter(self._readers.can, columns))
             if not columns:
                 continue
             path = self._folder / f"{next(self._numbers)}.jsonl"
@@ -74,24 +71,10 @@ class Gathering:
         base: Subject | None,
         progress: Progress | None,
     ) -> list[Row]:
-        prepared = prepare(
-            examples, name, subject, columns,
-            prompt_template=self._settings["prompt_template"], max_new_tokens=self._settings["max_new_tokens"],
-        )  # fmt: skip
+        template, most = self._settings["prompt_template"], self._settings["max_new_tokens"]
+        prepared = prepare(examples, name, subject, columns, prompt_template=template, max_new_tokens=most)
         rows = measure(subject, prepared, batch_size=self._settings["batch_size"], base=base, progress=progress)
-        compared = columns & set(COMPARED)
-        if compared and not prepared.plain:
-            pairs = [[row[key] for row in rows] for key in ("generation", "answer")]
-            made: dict[str, Any] = {}
-            if "cosine" in compared:
-                made["cosine"] = similarity.cosine_similarity(str(self._models["cosine"]), *pairs, device=self._device)
-            if "entails_truth" in compared:
-                nli = str(self._models["entails_truth"])
-                made["entails_truth"] = similarity.entailment(nli, *pairs, device=self._device)
-                made["entailed_by_truth"] = similarity.entailment(nli, *reversed(pairs), device=self._device)
-            for column, values in made.items():
-                for row, value in zip(rows, values.tolist(), strict=True):
-                    row[column] = value
+        self._readers.add(rows, columns)
         return rows
 
     def _kept(self, path: Path, hashes: Mapping[str, str], entry: Entry) -> list[Row] | None:

@@ -20,6 +20,7 @@ from editkit.errors import EditError, listed
 from editkit.evaluation.generation import generate, stops_of
 from editkit.evaluation.metrics import closer_look, membership, memorization, rouge, text
 from editkit.evaluation.passes import Scored, teacher_forced
+from editkit.evaluation.similarity import COMPARED
 from editkit.evaluation.subject import Subject
 from editkit.localization.examples import encoded
 from editkit.localization.gradients import Set
@@ -47,8 +48,6 @@ WRITTEN = (
     *("token_entropy", "repetition", "distinct_2"),
 )
 """From what the model writes after the prompt: all of them if one is asked for."""
-COMPARED = ("cosine", "entails_truth", "entailed_by_truth")
-"""From other models that read what was written; `similarity.py`."""
 COLUMNS = (*PASS, *ANSWERS, *WRITTEN, "generation_base_nll", "el_10", *COMPARED)
 N_GRAM = 10
 

@@ -6,7 +6,8 @@ Both are models of their own, given by folder or Hub id: the paper takes paraphr
 array([0.93])
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,44 @@ from editkit.training.devices import place_of
 from editkit.training.trainer import quiet_transformers
 
 INSTALL = "pip install 'editkit[similarity]'"
+COMPARED = ("cosine", "entails_truth", "entailed_by_truth")
+"""Columns that other models give, reading what was written."""
+
+
+@dataclass(frozen=True)
+class Readers:
+    """The models that read what was written, by folder or Hub id; None where there is none."""
+
+    embedding: str | None
+    nli: str | None
+    device: str = "auto"
+
+    def can(self, column: str) -> bool:
+        """Whether a column of rows can be had, as far as it is up to these models."""
+        return column not in COMPARED or (self.embedding if column == "cosine" else self.nli) is not None
+
+    def try_out(self, columns: Collection[str]) -> None:
+        """Refuse models that do not load now, not after hours of writing."""
+        self.add([{"generation": "a", "answer": "a"}], columns)
+
+    def add(self, rows: Sequence[dict[str, Any]], columns: Collection[str]) -> None:
+        """Put those of COMPARED among `columns` that can be had into rows with a generation."""
+        asked = {column for column in COMPARED if column in columns and self.can(column)}
+        rows = [row for row in rows if "generation" in row]
+        if not asked or not rows:
+            return
+        written, truths = ([row[key] for row in rows] for key in ("generation", "answer"))
+        if "cosine" in asked and self.embedding is not None:
+            _put(rows, "cosine", cosine_similarity(self.embedding, written, truths, device=self.device))
+        if "entails_truth" in asked and self.nli is not None:
+            _put(rows, "entails_truth", entailment(self.nli, written, truths, device=self.device))
+        if "entailed_by_truth" in asked and self.nli is not None:
+            _put(rows, "entailed_by_truth", entailment(self.nli, truths, written, device=self.device))
+
+
+def _put(rows: Sequence[dict[str, Any]], column: str, values: Array) -> None:
+    for row, value in zip(rows, values.tolist(), strict=True):
+        row[column] = value
 
 
 def cosine_similarity(

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -19,13 +18,12 @@ Source = str | os.PathLike[str]
 
 def read_sets(forget: Source | None, retain: Source | None, max_examples: int | None) -> dict[str, Examples]:
     """The first `max_examples` of the two files, by label. Raises EditError where both hold the same examples."""
-    files, kept = {"forget": forget, "retain": retain}, slice(max_examples)
+    files = {"forget": forget, "retain": retain}
     found = {}
     for label, path in files.items():
         if path is not None:
-            one = read_examples(path)
-            found[label] = replace(one, rows=one.rows[kept], numbers=one.numbers[kept])
-    if len(found) == 2 and set(_content(found["forget"])) == set(_content(found["retain"])):
+            found[label] = read_examples(path).first(max_examples)
+    if len(found) == 2 and set(contents(found["forget"])) == set(contents(found["retain"])):
         raise EditError(
             f"{found['forget'].label} and {found['retain'].label} hold the same examples: nothing tells what to forget "
             "from what to keep, so give a retain set without them"
@@ -37,8 +35,8 @@ def overlap(sets: dict[str, Examples]) -> int:
     """How many examples of the forget set are in the retain set too, with the same prompt and answer."""
     if len(sets) < 2:
         return 0
-    kept = set(_content(sets["retain"]))
-    return sum(content in kept for content in _content(sets["forget"]))
+    kept = set(contents(sets["retain"]))
+    return sum(content in kept for content in contents(sets["forget"]))
 
 
 def encoded(
@@ -98,5 +96,6 @@ def fingerprint(sets: Sequence[Set]) -> str:
     return hashlib.sha256(json.dumps([one.rows for one in sets]).encode()).hexdigest()
 
 
-def _content(examples: Examples) -> list[str]:
+def contents(examples: Examples) -> list[str]:
+    """The prompt and answer of every row, or its messages, as one text that is equal for equal examples."""
     return [json.dumps([row[key] for key in examples.keys], sort_keys=True) for row in examples.rows]

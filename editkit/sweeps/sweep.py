@@ -17,12 +17,14 @@ from editkit.editing.live import LiveEdit
 from editkit.editing.negate import Negation, negate
 from editkit.editing.stream import Subtraction, planned
 from editkit.errors import EditError, listed
+from editkit.evaluation.sets import common, described, read
+from editkit.evaluation.similarity import Readers
 from editkit.evaluation.subject import opened
 from editkit.evaluation.suites import Data, Metric
 from editkit.masks.mask import Mask
 from editkit.sweeps import points as grid
 from editkit.sweeps.choice import check, parse
-from editkit.sweeps.evaluating import Evaluation, read
+from editkit.sweeps.evaluating import Evaluation
 from editkit.sweeps.rendering import write_report
 from editkit.sweeps.report import command, concluded, refusal, warnings
 from editkit.sweeps.scores import DERIVED, derived, measured, metrics_for, quantities, refuse_unequipped
@@ -111,7 +113,7 @@ def sweep(
         check(rule, {"alpha", *there, *(name for name, (_, of, _) in DERIVED.items() if of in examples)})
         refuse_unequipped([there[name] for name in rule.names if name in there], embedding_model, nli_model)
     evaluation = Evaluation(
-        examples, asked, batch_size, max_new_tokens, prompt_template, embedding_model, nli_model, device
+        examples, asked, batch_size, max_new_tokens, prompt_template, Readers(embedding_model, nli_model, device)
     )
     inputs = [model, vector, vector_base, reference, *masks, *(one.label for one in examples.values())]
     check_folder(Path(output), [os.fspath(one) for one in inputs if one not in (None, grid.NO_MASK)])
@@ -120,7 +122,7 @@ def sweep(
         if rule:
             first = _arguments(places[0], model, vector, vector_base, allow_other_base)
             negate(**first, output=Path(output) / EDITED, alpha=1.0, dry_run=True)
-        evaluation.try_out()
+        evaluation.readers.try_out({column for one in asked for column in one.needs})
         theirs = None
         if reference is not None:
             with stage("reference") as progress:
@@ -141,7 +143,7 @@ def sweep(
             "model": {"name": public_name(base), "sha256": base.sha256()},
             "vector": tau.origin(),
             "reference": theirs.described(unedited, asked) if theirs else None,
-            "sets": evaluation.described(),
+            "sets": described(examples),
             "settings": {
                 "alphas": numbers,
                 "choose": choose,
@@ -161,7 +163,7 @@ def sweep(
             "choices": [_described(*pair, base) for pair in zip(places, plans, strict=True)],
             "points": points,
             **concluded(points, rule),
-            "overlap": evaluation.overlap,
+            "overlap": common(examples),
         }
     report["warnings"] = warnings(report)
     chosen = report["chosen"]
@@ -198,7 +200,7 @@ class _Reference:
 def _reference(
     source: Source, base: Checkpoint, evaluation: Evaluation, dtype: str | None, progress: Progress | None
 ) -> _Reference:
-    with opened(source, dtype=dtype, device=evaluation.device) as subject:
+    with opened(source, dtype=dtype, device=evaluation.readers.device) as subject:
         if subject.adapter is None and subject.checkpoint.sha256() == base.sha256():
             raise EditError(
                 f"--reference {source} has the weights of {base.label}, which tells nothing: give a model that never saw the forget set"

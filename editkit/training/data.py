@@ -12,8 +12,8 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,15 @@ class Examples:
         """Prompt and answer of one row; plain text is an answer to an empty prompt. Not for messages."""
         values = [self.rows[index][key] for key in self.keys]
         return (values[0], values[1]) if len(values) == 2 else ("", values[0])
+
+    def subset(self, indices: Iterable[int]) -> "Examples":
+        """Some of the rows, in the order given, with their places in the file."""
+        chosen = list(indices)
+        return replace(self, rows=[self.rows[one] for one in chosen], numbers=[self.numbers[one] for one in chosen])
+
+    def first(self, count: int | None) -> "Examples":
+        """The first `count` rows; None is all."""
+        return self.subset(range(len(self))[:count])
 
     @cached_property
     def sha256(self) -> str:

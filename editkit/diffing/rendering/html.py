@@ -66,7 +66,16 @@ def to_html(report: Report) -> str:
     )
 
 
-def compose(template: str, folder: Path = FOLDER, *, marked: str, columns: Columns, rows: Rows, things: str = "tensors", **values: Any) -> str:
+def compose(
+    template: str,
+    folder: Path = FOLDER,
+    *,
+    marked: str,
+    columns: Columns,
+    rows: Rows,
+    things: str = "tensors",
+    **values: Any,
+) -> str:
     """A page: `template`, from `folder`, fills the frame of page.html.j2, which ends in a table of `rows`.
 
     columns: (label, kind, meaning) each. marked: label of the column whose zeros grey a row out and can be hidden. things: what the rows are.
