@@ -2,14 +2,12 @@
 
 import ast
 import itertools
-import json
 import re
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -223,55 +221,6 @@ def test_defaults_of_the_methods_are_those_in_the_help(option):
         "draws": f"[default: {value} for {name}, else {usual}]",
     }[option]
     assert any(isinstance(one, click.Option) and said in (one.help or "") for one in command("localize").params)
-
-
-@pytest.fixture(scope="module")
-def localized(tmp_path_factory):
-    """A folder with `model` and `loc`, a localization whose report has every part."""
-    from tiny_models import save_tied_twice
-
-    folder = tmp_path_factory.mktemp("documents")
-    save_tied_twice(folder / "before")
-    with editkit.open_checkpoint(folder / "before") as before:
-        moved = {name: 0.9 * before[name] for name in before}
-    editkit.write_checkpoint(moved, folder / "model", like=folder / "before")
-    for name, letters in (("forget", "abcd"), ("retain", "efgh")):
-        lines = (json.dumps({"prompt": letter, "completion": " Ada"}) for letter in letters)
-        (folder / name).with_suffix(".jsonl").write_text("\n".join(lines))
-    sets = {name: folder / f"{name}.jsonl" for name in ("forget", "retain")}
-    settings = {"method": "path", "base": folder / "before", "control": True, "device": "cpu"}
-    editkit.localize(folder / "model", folder / "loc", **sets, **settings)
-    return folder
-
-
-def test_every_key_of_a_localization_is_documented(localized):
-    documented = (ROOT / "docs" / "formats.md").read_text("utf-8").partition("## localization.json")[2]
-    names = ("sha256", "config", "tied")  # whose keys are files, tensors and keys of config.json
-
-    def keys(item: Any) -> set[str]:
-        if isinstance(item, list):
-            return {key for value in item for key in keys(value)}
-        if not isinstance(item, dict):
-            return set()
-        return set(item) | {key for name, value in item.items() if name not in names for key in keys(value)}
-
-    report = json.loads((localized / "loc" / "localization.json").read_text())
-    assert all(report[part] for part in ("path", "control", "stability", "tied", "retain", "base"))
-    compared = editkit.compare_localizations(localized / "loc", localized / "loc" / "control")
-    found = keys(report) | keys(compared)
-    assert len(found) > 60 and not [key for key in sorted(found) if f"`{key}`" not in documented]
-
-
-def test_python_in_the_formats_reads_a_mask(localized, monkeypatch, capsys):
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "formats.md").read_text("utf-8"), re.DOTALL)
-    monkeypatch.chdir(localized)
-    found: dict[str, Any] = {}
-    exec(code, found)
-    report = json.loads((localized / "loc" / "localization.json").read_text())
-    selected = {row["name"]: row["selected"] for row in report["tensors"]}
-    assert {name: int(found["mask"][name].sum()) for name in selected} == selected
-    assert found["mask"]["model.layers.0.mlp.up_proj.weight"].shape == (24, 16)
-    assert str(selected["model.norm.weight"]) in capsys.readouterr().out
 
 
 def test_python_in_the_readme_compiles_and_names_what_exists():

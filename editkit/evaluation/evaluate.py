@@ -22,7 +22,7 @@ from editkit.evaluation.rows import Row, read_rows
 from editkit.evaluation.sets import common, described, read
 from editkit.evaluation.similarity import Readers
 from editkit.evaluation.subject import Subject, describe, opened
-from editkit.evaluation.suites import CHOICES, FORGET, METRICS, Metric, chosen, columns_of
+from editkit.evaluation.suites import CHOICES, FORGET, METRICS, RETAIN, Metric, chosen, columns_of
 from editkit.training.data import Examples
 from editkit.training.devices import unknown
 from editkit.training.loading import split
@@ -84,6 +84,10 @@ def evaluate(
     if calibrate is not None and (base is None or calibrate not in examples):
         raise EditError(f"--calibrate {calibrate} mixes models with --base by the examples of {calibrate}: give both")
     if lm_eval:
+        if calibrate is not None:
+            raise EditError(
+                "--lm-eval takes models from their files, and --calibrate mixes them in memory: leave one out"
+            )
         harness.check_installed()
     check_folder(
         Path(output),
@@ -110,7 +114,6 @@ def evaluate(
     if both:
         warnings.append(f"{both} of the examples to forget are in the retain set too: forgetting them costs retention")
     with ExitStack() as stack:
-        held = Held(stack, entries, asked, dtype, device)
         content = hashlib.sha256(
             json.dumps([one.rows for one in examples.values()], sort_keys=True).encode()
         ).hexdigest()
@@ -118,9 +121,11 @@ def evaluate(
             **settings,
             "sets": described(examples),
             "content": content,
+            "readers": [embedding_model, nli_model],
             "models": [[one.label, one.role, one.whole] for one in entries],
         }
         folder = stack.enter_context(unfinished(Path(output), begun, resume))
+        held = Held(stack, entries, asked, dtype, device)
         rows: list[Row] = []
         columns: list[dict[str, Any]] = []
         measured = Gathering(folder, examples, asked, settings, readers)
@@ -151,7 +156,7 @@ def evaluate(
 def _as_it_is(entry: Entry, held: Held) -> Iterator[tuple[dict[str, Any], Subject]]:
     """What results.json says of a column, and its model."""
     with held.opened(entry) as subject:
-        yield {"label": entry.label, "role": entry.role, **subject.described(), "calibration": None}, subject
+        yield _described(entry.label, entry, subject, subject.described()), subject
 
 
 @contextmanager
@@ -166,7 +171,14 @@ def _mixed(
         )
         with calibrated(subject, entry.source, asked, batch_size=settings["batch_size"]) as found:
             label = f"{entry.label} × {found.mix:.3g}"
-            yield {"label": label, "role": entry.role, **describe(entry.source), "calibration": asdict(found)}, subject
+            yield _described(label, entry, subject, describe(entry.source), asdict(found)), subject
+
+
+def _described(
+    label: str, entry: Entry, subject: Subject, files: Mapping[str, Any], calibration: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    computed = {"dtype": subject.dtype, "device": subject.place}
+    return {"label": label, "role": entry.role, **files, **computed, "calibration": calibration}
 
 
 def evaluate_rows(
@@ -206,7 +218,14 @@ def evaluate_rows(
             raise EditError(
                 f"{source} has rows of several models of the role {role!r}: {listed(several)}: there can be one"
             )
-    unknown: dict[str, Any] = {"name": None, "adapter": None, "sha256": None, "calibration": None}
+    unknown: dict[str, Any] = {
+        "name": None,
+        "adapter": None,
+        "sha256": None,
+        "dtype": None,
+        "device": None,
+        "calibration": None,
+    }
     sizes: dict[str, set[int]] = {}
     for row in rows:
         sizes.setdefault(row["set"], set()).add(row["index"])
@@ -253,7 +272,7 @@ def _refuse_lacking(
     if "all" in suites or not (suites or metrics):
         return
     faults = []
-    for name in (FORGET, *CHOICES):
+    for name in (FORGET, RETAIN, *CHOICES):
         for column, key in KEYS.items():
             if name in examples and column in columns_of(asked, name):
                 lacking = [

@@ -130,7 +130,8 @@ def _checked(numbered: Sequence[tuple[int, Any]], label: str) -> list[Row]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000  # which a float can hold
+    return whole or isinstance(value, float)
 
 
 def _is_name(value: Any) -> bool:

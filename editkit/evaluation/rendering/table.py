@@ -38,12 +38,10 @@ class Entry(NamedTuple):
 
 
 def results_table(report: Mapping[str, Any], *, color: bool) -> str:
-    """Headline, warnings and all results but those of buckets. With `color`: ANSI styles and the width of the terminal."""
+    """Headline and all results but those of buckets. With `color`: ANSI styles and the width of the terminal."""
     sheet, found = Sheet(color), lines(report)
     sheet.say(" · ".join(wording.names(report)), "dim")
     sheet.say(wording.headline(report), "bold")
-    for text in report["warnings"]:
-        sheet.say(f"Warning: {printable(text)}", "bold red")
     if text := wording.verdict(report):
         sheet.say(text)
     entries = list(_entries(found, list(roles(report))))
