@@ -148,13 +148,15 @@ def _help_of(error: click.ClickException) -> str:
     "  editkit negate MODEL --forget forget.jsonl --vector-base BASE --alpha 1.0 -o EDITED\n"
     "  editkit localize MODEL --forget forget.jsonl --retain retain.jsonl -o LOC\n"
     "  editkit diff MODEL EDITED -o report\n"
+    "  editkit eval EDITED --base MODEL --forget forget.jsonl --retain retain.jsonl -o EVAL\n"
     "\n\b\nExit codes:\n"
     "  0      done\n"
-    "  1      nothing changed, a --fail-if rule holds, --mask found a change outside, or --exit-code found differences\n"
+    "  1      nothing changed, a --fail-if rule holds, --mask found a change outside, --exit-code found differences,\n"
+    "         or no point of a sweep meets --choose\n"
     "  2      bad input: one line on stderr says what, where and what to do; nothing is left behind\n"
-    "         (localize may keep gradients for --resume, and then says so)\n"
+    "         (localize and eval may keep finished work for --resume, and then say so)\n"
     "  70     a bug in editkit, with its traceback\n"
-    "  128+n  ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP (nothing is left behind but what localize --resume needs),\n"
+    "  128+n  ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP (nothing is left behind but what --resume needs),\n"
     "         141 a closed pipe",
 )
 @click.version_option(editkit.__version__, prog_name="editkit", message="%(prog)s %(version)s")
