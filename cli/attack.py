@@ -12,7 +12,7 @@ import editkit
 
 from .main import fail
 from .options import as_json as json_option
-from .options import examples, output, quiet
+from .options import computing, examples, output, prompt_template, quiet
 from .progress import Advance, progress
 
 KINDS = ("quantize", "relearn", "membership", "paraphrase", "all")
@@ -70,34 +70,23 @@ COUNT = click.IntRange(min=1)
     help="Of relearning; measured after 0, 1, 2, 4, 8 ... N.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of relearning and of the solved examples.")
-@click.option("--prompt-template", metavar="TEXT", help="Text with {question} and {answer}; \\n is a line break.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the computation.  [default: auto]"
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="Where it is computed.",
-)
+@prompt_template
+@computing
 @output("the report (attack.json, examples.jsonl, report.html, attack.png)")
 @json_option
 @quiet
-def command(model: str, output: Path, prompt_template: str | None, as_json: bool, quiet: bool, **settings: Any) -> None:
+def command(model: str, output: Path, as_json: bool, quiet: bool, **settings: Any) -> None:
     """Attack an edited MODEL: does what was forgotten come back?
 
     quantize: 8 and 4 bits, nf4. relearn: a few steps of fine-tuning on part of the forget set, and on the retain set. membership: can one tell that
     it was trained on? paraphrase: asked in other words (key paraphrased_question), and after solved examples. Without a kind: all that the given
     files allow. MODEL may be a checkpoint or MODEL+ADAPTER.
     """
-    if prompt_template:
-        prompt_template = prompt_template.replace("\\n", "\n")
 
     def stage(name: str) -> AbstractContextManager[Advance | None]:
         return progress(name, unit="sets" if name.endswith("measured") else "steps", quiet=quiet)
 
-    report = editkit.attack(model, output, prompt_template=prompt_template, stage=stage, **settings)
+    report = editkit.attack(model, output, stage=stage, **settings)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     elif not quiet:

@@ -12,8 +12,9 @@ from click.core import ParameterSource
 import editkit
 
 from .main import fail
-from .options import NamedFile, examples, output, quiet
 from .options import as_json as json_option
+from .options import computing, examples, output, prompt_template, quiet, readers
+from .options import sets as set_files
 from .progress import Advance, progress
 
 COUNT = click.IntRange(min=1)
@@ -30,13 +31,8 @@ COUNT = click.IntRange(min=1)
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--forget", metavar="FILE", help="What is to be forgotten: .jsonl, .json, .csv or .parquet.")
 @click.option("--retain", metavar="FILE", help="What is to be kept.")
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    type=NamedFile(),
-    metavar="NAME=FILE",
-    help="Another set; real_authors, world_facts as in TOFU, unseen for text of the kind of the forget set that no model saw.",
+@set_files(
+    "Another set; real_authors, world_facts as in TOFU, unseen for text of the kind of the forget set that no model saw."
 )
 @click.option("--base", metavar="MODEL", help="The model before the edit.")
 @click.option(
@@ -55,9 +51,8 @@ COUNT = click.IntRange(min=1)
 @click.option(
     "--max-new-tokens", type=COUNT, default=200, show_default=True, metavar="N", help="Length of an answer at most."
 )
-@click.option("--prompt-template", metavar="TEXT", help="Text with {question} and {answer}; \\n is a line break.")
-@click.option("--embedding-model", metavar="MODEL", help="Sentence encoder for the cosine similarity (closer-look).")
-@click.option("--nli-model", metavar="MODEL", help="Classifier with a label 'entailment', for the entailment score.")
+@prompt_template
+@readers
 @click.option(
     "--calibrate",
     metavar="SET",
@@ -70,16 +65,7 @@ COUNT = click.IntRange(min=1)
     "--from", "rows", metavar="FILE", help="Saved rows in place of MODEL: examples.jsonl, or a log of TOFU's script."
 )
 @click.option("--reference-from", metavar="FILE", help="Saved rows of the reference, with --from.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the computation.  [default: auto]"
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="Where it is computed.",
-)
+@computing
 @click.option("--resume", is_flag=True, help="Skip what an interrupted run to the same output has finished.")
 @output("the evaluation (examples.jsonl, results.json, report.html)")
 @json_option
@@ -90,7 +76,6 @@ def command(
     reference_from: str | None,
     sets: tuple[tuple[str, str], ...],
     output: Path,
-    prompt_template: str | None,
     as_json: bool,
     quiet: bool,
     **settings: Any,
@@ -99,8 +84,6 @@ def command(
 
     MODEL is a checkpoint, or MODEL+ADAPTER. Metrics that lack something (a reference, a set, another model) say what.
     """
-    if prompt_template:
-        prompt_template = prompt_template.replace("\\n", "\n")
     if rows is not None:
         report = _again(rows, reference_from, output, models, settings)
     elif not models:
@@ -116,9 +99,7 @@ def command(
             return progress(name, unit="texts", quiet=quiet)
 
         try:
-            report = editkit.evaluate(
-                models, output, sets=named, prompt_template=prompt_template, stage=stage, **settings
-            )
+            report = editkit.evaluate(models, output, sets=named, stage=stage, **settings)
         except (KeyboardInterrupt, SystemExit):
             from editkit.checkpoint.unfinished import unfinished_folder
 

@@ -12,7 +12,7 @@ import editkit
 
 from .main import fail
 from .options import as_json as json_option
-from .options import examples, output, quiet, threads
+from .options import computing, examples, output, prompt_template, quiet, threads
 from .progress import Advance, progress
 
 METHODS = ("memflex", "salun", "wagle", "fisher", "snip", "path", "magnitude", "random")
@@ -66,17 +66,8 @@ COUNT = click.IntRange(min=1)
 @click.option("--batch-size", type=COUNT, default=8, show_default=True, metavar="N", help="Examples a pass.")
 @click.option("--max-examples", type=COUNT, metavar="N", help="Take the first N examples of each set.")
 @click.option("--max-length", type=click.IntRange(min=2), metavar="N", help="Cut examples at N tokens.")
-@click.option("--prompt-template", metavar="TEXT", help="Text with {question} and {answer}; \\n is a line break.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the computation.  [default: auto]"
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="Where gradients are computed.",
-)
+@prompt_template
+@computing
 @click.option(
     "--offload",
     type=click.Choice(["auto", "none", "cpu", "disk"]),
@@ -91,20 +82,18 @@ COUNT = click.IntRange(min=1)
 @json_option
 @threads
 @quiet
-def command(model: str, output: Path, prompt_template: str | None, as_json: bool, quiet: bool, **settings: Any) -> None:
+def command(model: str, output: Path, as_json: bool, quiet: bool, **settings: Any) -> None:
     """Find the parameters of MODEL that hold what the examples say, and write them down as a mask.
 
     The mask in LOC is what --mask of negate, finetune and diff takes. MODEL+ADAPTER localizes the factors of a LoRA adapter;
     such a mask is for diff --mask of two adapters, and for Python.
     """
-    if prompt_template:
-        prompt_template = prompt_template.replace("\\n", "\n")
 
     def stage(name: str) -> AbstractContextManager[Advance | None]:
         return progress(name, unit="passes" if name == "gradients" else "bytes", quiet=quiet)
 
     try:
-        report = editkit.localize(model, output, prompt_template=prompt_template, stage=stage, **settings)
+        report = editkit.localize(model, output, stage=stage, **settings)
     except (KeyboardInterrupt, SystemExit):
         from editkit.checkpoint.unfinished import unfinished_folder
 

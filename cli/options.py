@@ -53,6 +53,35 @@ def allow_other_base(what: str = "a mask") -> Callable[[F], F]:
     return click.option("--allow-other-base", is_flag=True, help=f"Accept {what} that was made for another base.")
 
 
+def prompt_template(function: F) -> F:
+    """`--prompt-template TEXT`, given as `prompt_template: str | None` with its line breaks."""
+
+    def broken(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+        return text and text.replace("\\n", "\n")
+
+    said = "Text with {question} and {answer}; \\n is a line break."
+    return click.option("--prompt-template", metavar="TEXT", callback=broken, help=said)(function)
+
+
+def computing(function: F) -> F:
+    """`--dtype` and `--device`, given as `dtype: str | None` and `device: str`."""
+    dtypes, devices = click.Choice(["float32", "bfloat16", "float16"]), click.Choice(["auto", "cpu", "cuda", "mps"])
+    where = click.option("--device", type=devices, default="auto", show_default=True, help="Where it is computed.")
+    return click.option("--dtype", type=dtypes, help="Of the computation.  [default: auto]")(where(function))
+
+
+def sets(what: str) -> Callable[[F], F]:
+    """`--set NAME=FILE`, repeatable, given as `sets: tuple[tuple[str, str], ...]`."""
+    return click.option("--set", "sets", multiple=True, type=NamedFile(), metavar="NAME=FILE", help=what)
+
+
+def readers(function: F) -> F:
+    """`--embedding-model` and `--nli-model`, given as `embedding_model` and `nli_model: str | None`."""
+    nli = click.option("--nli-model", metavar="MODEL", help="Classifier with a label 'entailment', for the entailment.")
+    said = "Sentence encoder, for the cosine similarity."
+    return click.option("--embedding-model", metavar="MODEL", help=said)(nli(function))
+
+
 def examples(*lines: str) -> str:
     """The epilog of a command: `@click.command(epilog=examples("editkit inspect MODEL"))`."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])

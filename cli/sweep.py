@@ -11,8 +11,9 @@ import editkit
 from editkit.diffing.rendering import to_json
 
 from .main import fail
-from .options import NamedFile, allow_other_base, examples, output, quiet, threads
+from .options import allow_other_base, computing, examples, output, prompt_template, quiet, readers, threads
 from .options import as_json as json_option
+from .options import sets as set_files
 from .progress import Advance, progress
 
 COUNT = click.IntRange(min=1)
@@ -35,14 +36,7 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--forget", required=True, metavar="FILE", help="Examples to forget.")
 @click.option("--retain", metavar="FILE", help="Examples to keep; without it there is no retention, and no front.")
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    type=NamedFile(),
-    metavar="NAME=FILE",
-    help="More examples to measure on; may be repeated.",
-)
+@set_files("More examples to measure on; may be repeated.")
 @click.option("--reference", metavar="MODEL", help="A model that never saw the forget set, whose level is shown.")
 @click.option("--vector-base", metavar="CHECKPOINT", help="What VECTOR was tuned from.  [default: MODEL]")
 @click.option(
@@ -80,21 +74,9 @@ COUNT = click.IntRange(min=1)
     metavar="N",
     help="Of what the model writes, for metrics that ask for it.",
 )
-@click.option("--prompt-template", metavar="TEXT", help="Text with {question} and {answer}; \\n is a line break.")
-@click.option(
-    "--embedding-model", metavar="MODEL", help="Sentence embeddings, for cosine similarity and forget_efficacy."
-)
-@click.option("--nli-model", metavar="MODEL", help="A model of entailment, for entailment and forget_efficacy.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the computation.  [default: auto]"
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@prompt_template
+@readers
+@computing
 @output("sweep.json, sweep.html, pareto.png, and the chosen checkpoint")
 @json_option
 @threads
@@ -103,7 +85,6 @@ def command(
     model: str,
     vector: str,
     sets: tuple[tuple[str, str], ...],
-    prompt_template: str | None,
     output: Path,
     as_json: bool,
     quiet: bool,
@@ -118,15 +99,11 @@ def command(
     names = [name for name, _ in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise click.UsageError(f"--set {', '.join(twice)} is given more than once")
-    if prompt_template:
-        prompt_template = prompt_template.replace("\\n", "\n")
 
     def stage(name: str) -> AbstractContextManager[Advance | None]:
         return progress(name, unit="bytes" if name == "write" else "examples", quiet=quiet)
 
-    found = editkit.sweep(
-        model, vector, output, sets=dict(sets), prompt_template=prompt_template, stage=stage, **settings
-    )
+    found = editkit.sweep(model, vector, output, sets=dict(sets), stage=stage, **settings)
     if as_json:
         click.echo(to_json(found.report), nl=False)
     elif not quiet:

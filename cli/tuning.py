@@ -8,6 +8,8 @@ import click
 
 import editkit
 
+from .options import computing, prompt_template
+
 OPTIONS = (
     click.option(
         "--lora", type=click.IntRange(min=1), metavar="RANK", help="Train a LoRA adapter instead of all weights."
@@ -28,17 +30,8 @@ OPTIONS = (
         show_default=True,
         help="Tokens that are learned: those of the answer, or of the prompt as well.",
     ),
-    click.option("--prompt-template", metavar="TEXT", help="Text with {question} and {answer}; \\n is a line break."),
-    click.option(
-        "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the computation.  [default: auto]"
-    ),
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-        default="auto",
-        show_default=True,
-        help="Where to train.",
-    ),
+    prompt_template,
+    computing,
 )
 NAMES = ("lora", "epochs", "steps", "lr", "batch_size", "max_length", "loss_on", "prompt_template", "dtype", "device")
 
@@ -49,8 +42,6 @@ def tuning(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def collected(**given: Any) -> Any:
         settings = {name: given.pop(name) for name in NAMES}
-        if settings["prompt_template"]:
-            settings["prompt_template"] = settings["prompt_template"].replace("\\n", "\n")
         return function(tuning=settings, **given)
 
     for option in reversed(OPTIONS):

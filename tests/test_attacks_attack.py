@@ -261,7 +261,7 @@ def test_examples_in_both_sets_are_not_trained_on_nor_shown(folder, tmp_path, mo
         ({"kinds": ["all", "relearn"]}, "all is given with others"),
         ({"kinds": ["membership"]}, "membership needs --unseen"),
         ({"steps": 0}, "steps is 0, must be at least 1"),
-        ({"batch_size": 0, "max_examples": 1, "seed": -1}, "batch_size is 0.*max_examples is 1.*seed is -1"),
+        ({"batch_size": 0, "max_examples": 1, "seed": -1}, "max_examples is 1.*seed is -1.*batch_size is 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"dtype": "int4", "device": "tpu"}, "dtype is 'int4'.*device is 'tpu'"),
     ],

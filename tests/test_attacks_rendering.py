@@ -74,7 +74,7 @@ REPORT = {
     "verdicts": [
         verdict("int4", "quantize", "4 bit, per row", 0.45, "survives"),
         verdict("few-shot", "paraphrase", "after 3 solved examples", 0.2, "unclear: under this attack the original itself shows too little"),
-        verdict("relearn-forget", "relearn", "relearned on part of forget", 0.8, "recovers", original_after="not measured"),
+        verdict("relearn-forget", "relearn", "relearned on part of forget", 0.8, "recovers", original_after="skipped: the original is not trained"),
     ],
     "warnings": ["look here"],
 }  # fmt: skip

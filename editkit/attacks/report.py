@@ -95,13 +95,19 @@ def _verdict(found: Gathered, attack: Attack, seed: int) -> dict[str, Any]:
         "set": FORGET,
     }
     for side, pair in sides.items():
-        why = "not measured" if side == "original" and known else NO_BASE if side == "original" else NO_REFERENCE
+        why = (
+            "skipped: the original is not trained"
+            if side == "original" and known
+            else NO_BASE
+            if side == "original"
+            else NO_REFERENCE
+        )
         said |= {
-            f"{side}_{when}": _summary(pair[at], key) if pair else why
+            f"{side}_{when}": _summary(pair[at], key_of(seed, ACCURACY)) if pair else why
             for at, when in enumerate(("before", "after"))
         }  # fmt: skip
     if original is not None:
-        said["original_before"] = _summary(original, key)
+        said["original_before"] = _summary(original, key_of(seed, ACCURACY))
     return said | judged
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from editkit.errors import EditError, listed
-from editkit.training.devices import unknown
+from editkit.training.devices import unfit
 
 KINDS = ("quantize", "relearn", "membership", "paraphrase")
 NEEDS = {"membership": ("unseen",)}
@@ -64,15 +64,11 @@ def checked(
     for kind in asked:
         if missing := [f"--{one}" for one in NEEDS.get(kind, ()) if one not in given]:
             problems.append(f"{kind} needs {listed(missing)}")
-    counts = {"steps": steps, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    problems += [
-        f"{name} is {value}, must be at least 1" for name, value in counts.items() if value is not None and value < 1
-    ]
     if max_examples is not None and max_examples < 2:
         problems.append(f"max_examples is {max_examples}, must be at least 2")
     if not 0 <= seed < 2**32:
         problems.append(f"seed is {seed}, must be in 0 ... 2**32 - 1")
-    problems += unknown(dtype, device)
+    problems += unfit(dtype, device, steps=steps, batch_size=batch_size, max_new_tokens=max_new_tokens)
     if problems:
         raise EditError(f"these settings are no attack: {listed(problems)}")
     allowed = tuple(kind for kind in KINDS if all(one in given for one in NEEDS.get(kind, ())))

@@ -24,7 +24,7 @@ from editkit.evaluation.similarity import Readers
 from editkit.evaluation.subject import Subject, describe, opened
 from editkit.evaluation.suites import CHOICES, FORGET, METRICS, RETAIN, Metric, chosen, columns_of
 from editkit.training.data import Examples
-from editkit.training.devices import unknown
+from editkit.training.devices import unfit
 from editkit.training.loading import split
 
 Source = str | os.PathLike[str]
@@ -74,7 +74,10 @@ def evaluate(
     """
     asked = chosen(suites, metrics)
     wanted = [models] if isinstance(models, str | os.PathLike) else list(models)
-    _check(wanted, batch_size, max_new_tokens, max_examples, dtype, device)
+    counts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "max_examples": max_examples}
+    wrong = unfit(dtype, device, **counts) + ([] if wanted else ["no model is given"])
+    if wrong:
+        raise EditError(f"nothing can be measured with these settings: {listed(wrong)}")
     examples = read(forget, retain, sets or {}, max_examples)
     if not examples:
         raise EditError("there is nothing to measure on: give --forget, --retain or --set NAME=FILE")
@@ -244,25 +247,6 @@ def evaluate_rows(
     )
     write(report, rows, Path(output))
     return report
-
-
-def _check(
-    models: Sequence[Source],
-    batch_size: int,
-    max_new_tokens: int,
-    max_examples: int | None,
-    dtype: str | None,
-    device: str,
-) -> None:
-    counts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "max_examples": max_examples}
-    wrong = [
-        f"{name} is {value}, must be at least 1" for name, value in counts.items() if value is not None and value < 1
-    ]
-    wrong += unknown(dtype, device)
-    if not models:
-        wrong.append("no model is given")
-    if wrong:
-        raise EditError(f"nothing can be measured with these settings: {listed(wrong)}")
 
 
 def _refuse_lacking(

@@ -65,7 +65,7 @@ def _say_why(results: Sequence[dict[str, Any]], rows: Sequence[Row], labels: Map
     against_itself = {one.id for one in METRICS if {"kl", "generation_base_nll"} & set(one.needs)}
     only_asked = {one.id for one in METRICS if not set(one.needs) <= set(REFERENCE)}
     for one in results:
-        if one["status"].startswith("skipped: no") and asked:
+        if one["status"].startswith("skipped: no") and not one["status"].startswith("skipped: no set") and asked:
             if one["model"] == labels["base"] and one["metric"] in against_itself:
                 one["status"] = "skipped: it is the base itself"
             elif one["model"] == labels["reference"] and one["model"] not in asked and one["metric"] in only_asked:

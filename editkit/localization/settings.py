@@ -17,7 +17,7 @@ from editkit.localization.method import Method
 from editkit.localization.method import method as find_method
 from editkit.masks.budget import Budget, parse_budget
 from editkit.masks.units import GRANULARITIES
-from editkit.training.devices import unknown
+from editkit.training.devices import unfit
 
 DEFAULT_BUDGET = "5%"
 
@@ -125,11 +125,7 @@ def resolve(
         problems.append(f"{name} adds up to the drop of the loss with true labels: leave --labels out")
     if draws > 1 and not random_labels:
         problems.append("several draws of true labels are the same, give --labels random:0.4 with --draws")
-    counts = {"draws": draws, "batch_size": batch_size, "max_examples": max_examples}
-    problems += [
-        f"{key} is {value}, must be at least 1" for key, value in counts.items() if value is not None and value < 1
-    ]
-    problems += unknown(dtype, device)
+    problems += unfit(dtype, device, draws=draws, batch_size=batch_size, max_examples=max_examples)
     if not 0 <= seed < 2**32:
         problems.append(f"seed is {seed}, must be in 0 ... 2**32 - 1")
     if problems:

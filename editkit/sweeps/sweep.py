@@ -29,7 +29,7 @@ from editkit.sweeps.rendering import write_report
 from editkit.sweeps.report import command, concluded, refusal, warnings
 from editkit.sweeps.scores import DERIVED, derived, measured, metrics_for, quantities, refuse_unequipped
 from editkit.sweeps.walk import walk
-from editkit.training.devices import unknown
+from editkit.training.devices import unfit
 from editkit.training.loading import split
 from editkit.vectors.open import open_vector
 from editkit.vectors.vector import TaskVector, refuse_quantized
@@ -105,7 +105,11 @@ def sweep(
     numbers = [alpha for alpha in grid.alphas(alphas) if alpha]
     places = grid.choices(masks, only)
     rule = parse(choose) if choose is not None else None
-    _check(numbers, batch_size, max_new_tokens, max_examples, dtype, device)
+    counts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "max_examples": max_examples}
+    wrong = unfit(dtype, device, **counts)
+    wrong += [] if numbers else ["--alphas has no number but 0, which is the unedited model"]
+    if wrong:
+        raise EditError(f"nothing can be swept with these settings: {listed(wrong)}")
     examples = read(forget, retain, sets or {}, max_examples)
     asked = metrics_for(suites, metrics, rule.names if rule else ())
     if rule:
@@ -141,7 +145,7 @@ def sweep(
             "schema": SCHEMA,
             "editkit": __version__,
             "model": {"name": public_name(base), "sha256": base.sha256()},
-            "vector": tau.origin(),
+            "vector": {**tau.origin(), "sha256": _hashes(tau)},
             "reference": theirs.described(unedited, asked) if theirs else None,
             "sets": described(examples),
             "settings": {
@@ -209,25 +213,6 @@ def _reference(
         return _Reference(subject.described(), data, subject.tokenizer.get_vocab())
 
 
-def _check(
-    numbers: Sequence[float],
-    batch_size: int,
-    max_new_tokens: int,
-    max_examples: int | None,
-    dtype: str | None,
-    device: str,
-) -> None:
-    counts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "max_examples": max_examples}
-    wrong = [
-        f"{name} is {value}, must be at least 1" for name, value in counts.items() if value is not None and value < 1
-    ]
-    wrong += unknown(dtype, device)
-    if not numbers:
-        wrong.append("--alphas has no number but 0, which is the unedited model")
-    if wrong:
-        raise EditError(f"nothing can be swept with these settings: {listed(wrong)}")
-
-
 def _planned(
     stack: ExitStack,
     model: Source,
@@ -274,11 +259,18 @@ def _arguments(
     }
 
 
+def _hashes(tau: TaskVector) -> dict[str, str]:
+    """Of all files that the vector is read from, by checkpoint and file."""
+    files = ((public_name(one), file, value) for one in tau.inputs for file, value in one.sha256().items())
+    return {f"{name}/{file}": value for name, file, value in files}
+
+
 def _described(place: grid.Choice, plan: Subtraction, base: Checkpoint) -> dict[str, Any]:
     infos = [base.tensors[name] for name in plan.alphas]
     return {
         "label": place.label,
         "mask": None if plan.mask is None else public_name(plan.mask.file),
+        "sha256": None if plan.mask is None else plan.mask.file.sha256(),
         "only": list(place.only),
         "tensors": len(infos),
         "elements": sum(info.numel if plan.mask is None else plan.mask.selected(info) for info in infos),

@@ -1,7 +1,7 @@
 """Where a model computes, and in which precision.
 
->>> unknown("float32", "auto"), unknown("int4", "auto")
-([], ["dtype is 'int4', must be one of float32, bfloat16, float16"])
+>>> unfit("float32", "auto", steps=None), unfit("int4", "auto", steps=0)
+([], ['steps is 0, must be at least 1', "dtype is 'int4', must be one of float32, bfloat16, float16"])
 """
 
 from editkit.checkpoint.reader import Checkpoint
@@ -11,9 +11,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def unknown(dtype: str | None, device: str) -> list[str]:
-    """What is wrong with these two settings."""
-    wrong = []
+def unfit(dtype: str | None, device: str, **counts: int | None) -> list[str]:
+    """What is wrong with these settings; counts are None or at least 1."""
+    wrong = [
+        f"{name} is {value}, must be at least 1" for name, value in counts.items() if value is not None and value < 1
+    ]
     if dtype is not None and dtype not in DTYPES:
         wrong.append(f"dtype is {dtype!r}, must be one of {listed(DTYPES)}")
     if device not in DEVICES:

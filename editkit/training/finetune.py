@@ -19,7 +19,7 @@ from editkit.checkpoint.writer import CheckpointWriter
 from editkit.errors import EditError, NothingChanged, listed
 from editkit.masks.mask import Mask
 from editkit.training.data import read_examples
-from editkit.training.devices import place_of, precision, unknown
+from editkit.training.devices import place_of, precision, unfit
 from editkit.training.encoding import encode, fit
 
 if TYPE_CHECKING:
@@ -192,11 +192,7 @@ def _check(
     device: str,
     mask: Source | None,
 ) -> None:
-    problems = []
-    counts = {"lora": lora, "epochs": epochs, "steps": steps, "batch_size": batch_size}
-    problems += [
-        f"{name} is {value}, must be at least 1" for name, value in counts.items() if value is not None and value < 1
-    ]
+    problems = unfit(dtype, device, lora=lora, epochs=epochs, steps=steps, batch_size=batch_size)
     if epochs is not None and steps is not None:
         problems.append("epochs and steps are both given, only one can say how long")
     if lora is not None and mask is not None:
@@ -205,7 +201,6 @@ def _check(
         problems.append(f"lr is {lr}, must be a finite number above 0")
     if not 0 <= seed < 2**32:
         problems.append(f"seed is {seed}, must be in 0 ... 2**32 - 1")
-    problems += unknown(dtype, device)
     if problems:
         raise EditError(f"these settings cannot be trained with: {listed(problems)}")
 
