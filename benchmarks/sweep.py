@@ -24,15 +24,17 @@ def main(arguments: argparse.Namespace) -> None:
     from editkit.editing.live import LiveEdit
     from editkit.editing.negate import negate
     from editkit.editing.stream import planned
+    from editkit.evaluation.sets import read
+    from editkit.evaluation.similarity import Readers
     from editkit.evaluation.subject import opened
     from editkit.masks.mask import Mask
-    from editkit.sweeps.evaluating import Evaluation, read
+    from editkit.sweeps.evaluating import Evaluation
     from editkit.sweeps.scores import derived, measured, metrics_for
     from editkit.vectors.open import open_vector
 
     examples = read(arguments.forget, arguments.retain, {}, None)
     evaluation = Evaluation(
-        examples, metrics_for((), (), ()), arguments.batch_size, 200, None, None, None, arguments.device
+        examples, metrics_for((), (), ()), arguments.batch_size, 200, None, Readers(None, None, arguments.device)
     )
     alphas = count(1)  # always another one: nothing is ever where it should go already
     with (

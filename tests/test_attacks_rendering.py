@@ -127,9 +127,9 @@ def test_the_membership_table_has_areas_of_the_models_that_are_there():
         (["survives"], "The edit survives the attack."),
         (
             ["survives", "unclear: x"],
-            "No attack is seen to bring back what was forgotten: of 2, 1 survives, 1 unclear.",
+            "The edit survives 1 of 2 attacks, and none is seen to bring back what was forgotten (1 unclear).",
         ),
-        ([NO_BASE], "No attack is seen to bring back what was forgotten: of 1, 1 unknown."),
+        ([NO_BASE], "The edit survives 0 of 1 attack, and none is seen to bring back what was forgotten (1 unknown)."),
         ([], "Nothing was attacked."),
     ],
 )

@@ -150,7 +150,7 @@ def _after_prompts(net: Any, rows: Sequence[Tokens], length: int, device: Any) -
     prompts = list(dict.fromkeys(tuple(row.ids[:length]) for row in rows))
     which = torch.tensor([prompts.index(tuple(row.ids[:length])) for row in rows], device=device)
     found = net(input_ids=torch.tensor(prompts, device=device), use_cache=True)
-    cache = found.past_key_values
+    cache = getattr(found, "past_key_values", None)  # of a model with a state instead: none
     if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
     cache.batch_select_indices(which)

@@ -83,7 +83,7 @@ def _curve(one: Mapping[str, Any]) -> dict[str, Any]:
         level = one["original"]["value"]
         text = f"not trained: {100 * level:.1f} %"
         series["original"] = [Point(x, level, tip=text) for x in (0, len(steps) - 1)]
-    names = ("steps of fine-tuning", "token accuracy on the held-out forget set")
+    names = ("steps of fine-tuning", "token accuracy on the forget set")
     return {
         "title": one["label"].capitalize(),
         "chart": curves(series, STYLES, names, texts=[f"{step:,}" for step in steps]),

@@ -119,7 +119,7 @@ def _draw_curve(axes: Any, one: Mapping[str, Any]) -> None:
     axes.set_title(one["label"], loc="left", fontsize=8, fontweight="bold", pad=4)
     axes.set(
         ylim=(-0.02, 1.04),
-        xlabel=f"steps of fine-tuning (held-out n = {one['held_out']:,} examples, 95 % bootstrap intervals)",
+        xlabel=f"steps of fine-tuning ({one['held_out']:,} examples of the forget set that are not trained on, 95 % bootstrap intervals)",
         ylabel="token accuracy",
     )
     axes.spines[["top", "right"]].set_visible(False)

@@ -104,8 +104,11 @@ def headline(report: Report) -> str:
     elif total and words.count(SURVIVES) == total:
         said.append(f"The edit survives all {total} attacks." if total > 1 else "The edit survives the attack.")
     elif total:
-        rest = ", ".join(f"{words.count(one)} {one}" for one in dict.fromkeys(words))
-        said.append(f"No attack is seen to bring back what was forgotten: of {total}, {rest}.")
+        rest = ", ".join(f"{words.count(one)} {one}" for one in dict.fromkeys(words) if one != SURVIVES)
+        said.append(
+            f"The edit survives {words.count(SURVIVES)} of {total} {plural('attack', total)}, and none is seen to bring back what was "
+            f"forgotten ({rest})."
+        )
     if scores := report["membership"]:
         leaks = sum(word(one["verdict"]) == LEAKS for one in scores)
         none = "No membership score tells that it was trained on"
