@@ -117,7 +117,8 @@ def command(
 
 
 def _written(found: "editkit.Sweep") -> str:
-    lines = [f"{found.output} written, with sweep.html and pareto.png"]
+    picture = " and pareto.png" if (found.output / "pareto.png").exists() else ""
+    lines = [f"{found.output} written, with sweep.html{picture}"]
     if found.edit:
         lines.append(f"{found.edit.output} written: {found.command}")
     elif found.command:

@@ -40,6 +40,15 @@ def listed(items: Iterable[object], limit: int = 20) -> str:
     return shown if len(texts) <= limit else f"{shown} and {len(texts) - limit} more"
 
 
+def first_line(error: BaseException) -> str:
+    """What a library says of a failure, without the lists and hints that may follow.
+
+    >>> first_line(ValueError("no such model\\nchoose one of 400 ..."))
+    'no such model'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def printable(text: str) -> str:
     """Text of strangers that is safe to show: control, bidirectional and unpaired characters come out as escapes.
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.stats import norm
 from tiny_models import save_gpt2, save_llama
+from transformers import MixtralConfig, MixtralForCausalLM
 
-from editkit.attacks.quantization import NF4, SCHEMES, left_out, matrices, normal_float, quantized, rounded
+from editkit.attacks.quantization import NF4, SCHEMES, matrices, normal_float, quantized, rounded
 from editkit.checkpoint.reader import open_checkpoint
 from editkit.errors import EditError
 from editkit.training.loading import load_model
@@ -141,7 +142,27 @@ def test_rows_of_a_conv1d_are_its_outputs_which_are_its_columns(gpt2):
 def test_a_tied_head_is_left_alone(tmp_path):
     net = loaded(save_llama(tmp_path / "tied", tied=True))
     assert not any("lm_head" in name or "embed" in name for name in matrices(net))
-    assert not left_out(net)
+
+
+def test_experts_that_are_held_as_one_tensor_are_quantized_row_by_row():
+    config = MixtralConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=3,
+    )  # fmt: skip
+    net = MixtralForCausalLM(config)
+    before = bits(net)
+    fused = [name for name, one in net.named_parameters() if one.dim() == 3]
+    assert len(fused) == 2
+    with quantized(net, SCHEME["int4"]) as count:
+        for name in fused:
+            stored = before[name].numpy()
+            steps = np.abs(stored).max(-1, keepdims=True) / np.float32(7)
+            now = net.get_parameter(name).detach().numpy()
+            assert now.tolist() == (np.rint(stored / steps) * steps).tolist()
+        left = [name for name in before if name not in changed(before, net) and before[name].dim() > 1]
+        assert all("embed" in name or "lm_head" in name or "gate.weight" in name for name in left)
+        assert count == sum(before[name].numel() for name in changed(before, net))
+    assert not changed(before, net)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)

@@ -307,7 +307,7 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path, monkeypatch, moment):
 
     monkeypatch.setattr(os, moment, full)
     with pytest.raises(
-        EditError, match=r"no space left for .*out \(No space left on device\): make space; nothing was kept"
+        EditError, match=r"no space left for .*out \(No space left on device\): make space; no part of it was left"
     ):
         write_checkpoint({"model.layers.1.w": torch.ones(50, 30)}, tmp_path / "new" / "out", like=base)
     assert leftovers(tmp_path) == []

@@ -256,7 +256,7 @@ REFUSED = [
     ("gpt2+lora", {}, "lora"),
     ("edited", {"reference": "stranger"}, "stranger has another tokenizer than edited"),
     (["edited", "stranger"], {}, "stranger has another tokenizer than edited"),
-    ("narrow", {}, "narrow: forget.jsonl: the tokenizer gives token 261, and the model has 261 of them"),
+    ("narrow", {}, "forget.jsonl: the tokenizer gives token 261, and the model has 261 of them"),
     ("edited", {"retain": "forget.jsonl"}, "all of forget.jsonl is in forget.jsonl too"),
     ("edited", {"forget": None, "retain": None}, "there is nothing to measure on"),
     ("edited", {"forget": "nowhere.jsonl"}, "nowhere.jsonl cannot be read"),
@@ -268,7 +268,7 @@ REFUSED = [
     ("base+lora", {"output": "lora/out"}, "lora/out lies inside the input lora"),
     ("edited", {"output": "full"}, "full exists and is not an empty folder"),
     ("edited", {"suites": ["tofu"], "forget": "lacking.jsonl"}, "lacking.jsonl: 2 of 4 rows without 'perturbed_answer' (line 2, 4)"),
-    ("edited", {"forget": "long.jsonl"}, "edited: long.jsonl: more tokens than the model reads (48) in line 2 (64)"),
+    ("edited", {"forget": "long.jsonl"}, "long.jsonl: more tokens than the model reads (48) in line 2 (64)"),
     ("edited", {"embedding_model": "nowhere"}, "nowhere is no model that sentence-transformers can load"),
     ("edited", {"nli_model": "edited"}, "edited has the labels"),
 ]  # fmt: skip

@@ -93,6 +93,43 @@ def test_what_is_written_is_scored_against_the_answer(folder, subject):
     assert "nll" not in rows[0]
 
 
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{{ '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_chat_ends_where_the_model_ends_its_turn(tmp_path):
+    """What stands after the end of a turn, here a line break, is neither written nor memorised."""
+    save_llama(tmp_path / "model")
+    path = lines(
+        tmp_path / "chat.jsonl",
+        [{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Bo."}]}],
+    )
+    with opened(tmp_path / "model", device="cpu") as subject:
+        subject.tokenizer.chat_template = CHAT
+        prepared = prepare(read_examples(path), "forget", subject, {"ma", "generation"}, max_new_tokens=8)
+        [row] = prepared.truths.rows
+        ids, labels = torch.tensor([row.ids]), torch.tensor([row.labels])
+        said = [at for at, label in enumerate(row.labels) if label != IGNORED]
+        assert [row.ids[at] for at in said][-2] == 1 and len(said) == 5  # B o . end, line break
+        for known, ma, text in ((said[-2:], 0.0, None), (said, 1.0, "Bo.")):
+            part = torch.full_like(labels, IGNORED)
+            part[0, known] = labels[0, known]
+            adam = torch.optim.Adam(subject.net.parameters(), 1e-2)
+            for _ in range(60):
+                adam.zero_grad()
+                subject.net(input_ids=ids, labels=part).loss.backward()
+                adam.step()
+            [found] = measure(subject, prepared)
+            assert found["ma"] == ma and found["num_tokens"] == 5
+            assert text is None or (found["generation"], found["generation_tokens"], found["rougeL_f1"]) == (
+                text,
+                3,
+                1.0,
+            )
+
+
 @pytest.mark.parametrize("limit", [1, 4, 9])
 def test_what_the_pass_over_the_truth_has_shown_is_not_written_again(folder, subject, limit, monkeypatch):
     asked = {"rougeL_recall", "nll"}

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import save_gpt2, save_llama, save_qwen2
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from editkit.errors import EditError
 from editkit.evaluation.generation import generate, stops_of
@@ -57,20 +65,36 @@ ANSWERED = [
 ]
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 64])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 def test_answers_that_share_a_question_have_the_scores_that_they_have_alone(net, batch_size, monkeypatch):
     read = []
     forward = net.forward
-    monkeypatch.setattr(
-        net, "forward", lambda *args, **given: read.append(given["input_ids"].numel()) or forward(*args, **given)
-    )
+
+    def counted(*args, **given):
+        read.append(given["input_ids"].shape)
+        return forward(*args, **given)
+
+    monkeypatch.setattr(net, "forward", counted)
     found = teacher_forced(net, ANSWERED, batch_size=batch_size, spread=True)
-    assert sum(read) < sum(len(row.ids) for row in ANSWERED)
+    tokens = sum(rows * length for rows, length in read)
+    assert (tokens < sum(len(row.ids) for row in ANSWERED)) == (batch_size > 1)
+    assert max(rows for rows, _ in read) <= batch_size
     monkeypatch.undo()
     for row, one in zip(ANSWERED, found, strict=True):
         log_probs, tokens = alone(net, row)
         assert one.tokens.tolist() == tokens.tolist()
         np.testing.assert_allclose(one.log_probs, log_probs.gather(1, tokens[:, None])[:, 0].numpy(), atol=2e-5)
+
+
+def test_plain_texts_share_nothing_but_their_beginning_and_go_in_batches_of_one_length(net, monkeypatch):
+    texts = [Tokens([0, *range(9, 9 + size)], [IGNORED, *range(9, 9 + size)]) for size in (3, 30, 4, 31, 5, 32)]
+    read = []
+    forward = net.forward
+    monkeypatch.setattr(
+        net, "forward", lambda *args, **given: read.append(given["input_ids"].shape) or forward(*args, **given)
+    )
+    teacher_forced(net, texts, batch_size=3)
+    assert [tuple(shape) for shape in read] == [(3, 33), (3, 6)]
 
 
 def test_a_cache_that_cuts_what_it_keeps_is_not_shared(net, monkeypatch):
@@ -179,6 +203,46 @@ def test_what_the_models_own_settings_say_of_sampling_does_not_matter(net):
         assert net.generation_config is before
     finally:
         net.generation_config = type(before)()
+
+
+def state_model(kind):
+    torch.manual_seed(7)
+    if kind == "rwkv":
+        config = RwkvConfig(
+            vocab_size=262, hidden_size=16, num_hidden_layers=2, context_length=64, bos_token_id=0, eos_token_id=1
+        )
+        return RwkvForCausalLM(config).eval()
+    if kind == "mamba":
+        config = MambaConfig(
+            vocab_size=262, hidden_size=16, num_hidden_layers=2, state_size=4, bos_token_id=0, eos_token_id=1
+        )
+        return MambaForCausalLM(config).eval()
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = Phi3Config(
+        vocab_size=262, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, bos_token_id=0,
+        eos_token_id=1, pad_token_id=2, max_position_embeddings=64, original_max_position_embeddings=8,
+        rope_parameters={**rope, "original_max_position_embeddings": 8},
+    )  # fmt: skip
+    return Phi3ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "mamba", "longrope"])
+def test_models_with_a_state_or_with_stretching_positions_are_read_and_written_as_one_by_one(kind):
+    net = state_model(kind)
+    for row, one in zip(ANSWERED, teacher_forced(net, ANSWERED, batch_size=8), strict=True):
+        log_probs, tokens = alone(net, row)
+        np.testing.assert_allclose(
+            one.log_probs, log_probs.gather(1, tokens[:, None])[:, 0].numpy(), rtol=1e-5, atol=2e-5
+        )
+    mixed = [Tokens([0, 5, 9], [IGNORED, IGNORED, 9]), Tokens([0, *range(20, 40)], [IGNORED] * 20 + [39])]
+    together, single = (teacher_forced(net, mixed, batch_size=size) for size in (2, 1))
+    np.testing.assert_allclose(together[0].log_probs, single[0].log_probs, atol=1e-6)
+    prompts = [[0, 5], [0, 9, 14, 200], [0, 7], [0, 66, 66, 66, 90, 12]]
+    limits = [6, 5, 7, 4]
+    plain = generate(net, prompts, limits, expected=limits, stops=(), context=48, batch_size=1)
+    if kind == "mamba":  # the others go on from what they have read otherwise than they read it all again
+        assert plain == [written(net, prompt, limit, ()) for prompt, limit in zip(prompts, limits, strict=True)]
+    assert generate(net, prompts, limits, expected=limits, stops=(), context=48, batch_size=4) == plain
 
 
 def test_answers_end_at_every_token_that_the_model_says_ends_them(tmp_path):

@@ -104,9 +104,9 @@ def test_rows_come_in_the_order_of_their_index_and_lists_stay_ragged():
             {"set": "b", "index": 5, "nll": 0.5, "perturbed_nll": [5.0, 5.5], "prompt": "?", "strange": {}},
         ]
     )
-    assert set(data["a"]) == {"index", "answer", "nll"} and set(data["b"]) == {
+    assert set(data["a"]) == {"index", "texts", "nll"} and set(data["b"]) == {
         "index",
-        "answer",
+        "texts",
         "nll",
         "ma",
         "perturbed_nll",

@@ -19,7 +19,7 @@ from editkit.errors import EditError
 from editkit.evaluation.rows import to_line
 from editkit.evaluation.sets import Sets, described
 from editkit.evaluation.subject import Source, same_place
-from editkit.training.loading import load_config, load_tokenizer, split
+from editkit.training.loading import context_of, load_config, load_tokenizer, split
 from editkit.vectors.vector import refuse_quantized
 
 REPORT, EXAMPLES = "attack.json", "examples.jsonl"
@@ -74,8 +74,7 @@ def attack(
     parts = [part for source in sources.values() for part in split(source) if part]
     check_folder(Path(output), [*parts, *(one.label for one in sets.values())])
     _refuse_unanswered(sets, settings)
-    _refuse_unlike(sources)
-    found = gather(sources, sets, settings, stage)
+    found = gather(sources, sets, settings, _shortest_context(sources), stage)
     report = {
         "schema": SCHEMA,
         "editkit": __version__,
@@ -105,8 +104,11 @@ def _refuse_unanswered(sets: Sets, settings: Settings) -> None:
         raise EditError(f"paraphrase: {why.removeprefix('skipped: ')}: give --retain, to show solved examples instead")
 
 
-def _refuse_unlike(sources: Mapping[str, Source]) -> None:
-    """Raise EditError where base or reference read other tokens than the model, or the reference is one of the others."""
+def _shortest_context(sources: Mapping[str, Source]) -> int | None:
+    """The most tokens that all models read, None where their configs do not say.
+
+    Raises EditError where base or reference read other tokens than the model, or the reference is one of the others.
+    """
     with ExitStack() as stack:
         opened = {role: stack.enter_context(open_checkpoint(split(source)[0])) for role, source in sources.items()}
         for one in opened.values():
@@ -117,14 +119,14 @@ def _refuse_unlike(sources: Mapping[str, Source]) -> None:
                 raise EditError(
                     f"--{role} {one.label} has another tokenizer or vocabulary than {opened['model'].label}: give a model of the same family"
                 )
-        if "reference" not in sources:
-            return
         for role in ("model", "base"):
-            if role in sources and _same(sources, opened, role, "reference"):
+            if "reference" in sources and role in sources and _same(sources, opened, role, "reference"):
                 name = "the model itself" if role == "model" else "the --base, which knew the forget set"
                 raise EditError(
                     f"--reference {sources['reference']} is {name}: give a model that never saw the forget set"
                 )
+        contexts = [context_of(load_config(one)) for one in opened.values()]
+    return min((one for one in contexts if one is not None), default=None)
 
 
 def _same(sources: Mapping[str, Source], opened: Mapping[str, Checkpoint], one: str, other: str) -> bool:

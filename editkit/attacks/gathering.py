@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from editkit.attacks import membership, prompts, relearning
-from editkit.attacks.quantization import SCHEMES, left_out, quantized
+from editkit.attacks.quantization import SCHEMES, quantized
 from editkit.attacks.relearning import learning_rate, relearn
 from editkit.attacks.sets import shared
 from editkit.attacks.settings import Settings
@@ -78,8 +78,10 @@ class Gathered:
             self.rows.append({**place, **({"step": step} if step is not None else {}), **texts, **measured})
 
 
-def gather(sources: Mapping[str, Source], sets: Sets, settings: Settings, stage: Stage) -> Gathered:
-    """sources: role ("model", "base", "reference") -> checkpoint. The base, which shows what was known, is not trained again."""
+def gather(
+    sources: Mapping[str, Source], sets: Sets, settings: Settings, context: int | None, stage: Stage
+) -> Gathered:
+    """context: tokens that all models read. sources: role ("model", "base", "reference") -> checkpoint. The base, which shows what was known, is not trained again."""
     found = Gathered()
     solved = _solved(sets)
     for role, source in sources.items():
@@ -88,7 +90,7 @@ def gather(sources: Mapping[str, Source], sets: Sets, settings: Settings, stage:
             found.facts.setdefault("dtype", subject.dtype)
             found.facts.setdefault("lr", learning_rate(subject))
             with stage(f"{_NAMES[role]}: measured") as progress:
-                _look(found, role, subject, sets, solved, settings, progress)
+                _look(found, role, subject, sets, solved, settings, context, progress)
     if "relearn" in settings.kinds:
         _relearn_all(found, {role: sources[role] for role in sources if role != "base"}, sets, solved, settings, stage)
     return found
@@ -113,6 +115,7 @@ def _look(
     sets: Sets,
     solved: Examples | None,
     settings: Settings,
+    context: int | None,
     progress: Progress | None,
 ) -> None:
     """As it is, quantized, and asked in other ways."""
@@ -133,7 +136,7 @@ def _look(
         return rows
 
     kinds = settings.kinds
-    asked = _asked(found, subject, sets, solved, settings) if "paraphrase" in kinds else {}
+    asked = _asked(found, subject, sets, solved, settings, context) if "paraphrase" in kinds else {}
     known = [name for name in (FORGET, RETAIN) if name in sets]
     total = len(sets) + len(asked) + ("quantize" in kinds) * len(SCHEMES) * len(known)
     for name, examples in sets.items():
@@ -146,24 +149,25 @@ def _look(
                 for name in known:
                     found.add(measured(sets[name], name, {*COLUMNS, *written}), role, attack)
             found.facts.setdefault("quantized", count)
-        if role == "model" and (others := left_out(subject.net)):
-            found.warnings.append(
-                f"quantize leaves {len(others)} weights as they are, which are in no linear layer of their own: {others[0]} and others"
-            )
     for attack, one in asked.items():
         rows = measured(one.examples, FORGET, {*COLUMNS, *written}, one.template)
         found.add(rows, role, attack, indices=one.indices)
 
 
 def _asked(
-    found: Gathered, subject: Subject, sets: Sets, solved: Examples | None, settings: Settings
+    found: Gathered,
+    subject: Subject,
+    sets: Sets,
+    solved: Examples | None,
+    settings: Settings,
+    context: int | None,
 ) -> dict[Attack, prompts.Prompts]:
     """The forget set in other prompts; what cannot be asked is noted among the attacks."""
     forget, template = sets[FORGET], settings.prompt_template
 
     def fits(text: str) -> bool:
         length = len(subject.tokenizer(text, verbose=False)["input_ids"]) + 2  # begin and end of text
-        return subject.context is None or length <= subject.context
+        return context is None or length <= context
 
     shots: prompts.Prompts | str = "skipped: give --retain"
     if solved is not None:

@@ -80,8 +80,9 @@ SCHEMES = (
 def matrices(net: Any) -> "dict[str, torch.Tensor]":
     """The weights of the linear layers but the output head, [outputs, inputs] each, as views of the model's own memory.
 
-    Embeddings, norms, biases and the head stay as they are, as in the files of GPTQ, AWQ and bitsandbytes. A Conv1D (GPT-2) holds
-    its weight the other way round. A layer whose weight is the head's or an embedding's (tied) is left out.
+    Embeddings, norms, biases, routers and the head stay as they are, as in the files of GPTQ, AWQ and bitsandbytes. A Conv1D (GPT-2) holds
+    its weight the other way round. A layer whose weight is the head's or an embedding's (tied) is left out. Experts that
+    transformers holds as one tensor [experts, rows, columns] are taken with the rows in which they are stored.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -92,17 +93,12 @@ def matrices(net: Any) -> "dict[str, torch.Tensor]":
     for name, module in net.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module.weight.data_ptr() not in kept:
             found[name] = module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
+    for name, parameter in net.named_parameters():
+        if parameter.dim() == 3 and "expert" in name:
+            found[name] = parameter.detach().view(-1, parameter.shape[-1])
     if not found:
         raise EditError(f"{type(net).__name__} has no linear layers to quantize: leave the attack quantize out")
     return found
-
-
-def left_out(net: Any) -> list[str]:
-    """Weights of layers that `matrices` does not know, such as the fused experts of a mixture."""
-    known = {weight.data_ptr() for weight in matrices(net).values()}
-    ends = (net.get_output_embeddings(), net.get_input_embeddings())
-    known |= {one.weight.data_ptr() for one in ends if one is not None}
-    return [name for name, one in net.named_parameters() if one.dim() > 2 and one.data_ptr() not in known]
 
 
 @contextmanager

@@ -74,7 +74,6 @@ def relearn(
             subject.tokenizer,
             context=subject.context,
             vocabulary=subject.vocabulary,
-            max_length=None,
             prompt_template=prompt_template,
         ).rows
         found: dict[int, list[Row]] = {}

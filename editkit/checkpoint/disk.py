@@ -31,7 +31,9 @@ def writing(shown: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise EditError(f"no space left for {shown} ({error.strerror}): make space; nothing was kept") from error
+            raise EditError(
+                f"no space left for {shown} ({error.strerror}): make space; no part of it was left"
+            ) from error
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise EditError(f"{shown} is written by somebody else at the same time: give another output") from error
         reason = error.strerror or error

@@ -131,8 +131,8 @@ def _summarized(one: Each, values: np.ndarray, name: str) -> Result:
                 for key, value in found.items()
                 if key != "sd"
             }
-        if np.isinf(found["value"]):
-            return _unknown(f"more than a number holds, on {found['n']} examples")
+    if np.isinf(found["value"]):
+        return _unknown(f"more than a number holds, on {found['n']} examples")
     return found
 
 
@@ -163,13 +163,12 @@ def _distance(one: Distance, mine: Columns, other: Columns | None) -> Result:
 
 def aligned(other: Columns, mine: Columns) -> Columns:
     """The numbers of another model in the order of the rows of this one; NaN where it lacks the example, or has another one there."""
-    place = {
-        int(index): (at, answer) for at, (index, answer) in enumerate(zip(other["index"], other["answer"], strict=True))
-    }
+    place = {int(index): at for at, index in enumerate(other["index"])}
     order = []
-    for index, answer in zip(mine["index"], mine["answer"], strict=True):
-        at, theirs = place.get(int(index), (None, None))
-        order.append(at if answer is None or theirs in (None, answer) else None)
+    for index, texts in zip(mine["index"], mine["texts"], strict=True):
+        at = place.get(int(index))
+        theirs = other["texts"][at] if at is not None else ()
+        order.append(at if all(a is None or b is None or a == b for a, b in zip(texts, theirs, strict=False)) else None)
     return {
         key: np.array([np.nan if at is None else values[at] for at in order], np.float64)
         for key, values in other.items()

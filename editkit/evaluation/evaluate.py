@@ -16,13 +16,14 @@ from editkit.evaluation import lm_eval as harness
 from editkit.evaluation.calibrate import calibrated
 from editkit.evaluation.gathering import Gathering, Stage
 from editkit.evaluation.lineup import Entry, Held, check, line_up
-from editkit.evaluation.measuring import prepare
+from editkit.evaluation.measuring import other_answers, prepare
 from editkit.evaluation.report import build, write
 from editkit.evaluation.rows import Row, read_rows
 from editkit.evaluation.sets import common, described, read
 from editkit.evaluation.similarity import Readers
 from editkit.evaluation.subject import Subject, describe, opened
 from editkit.evaluation.suites import CHOICES, FORGET, METRICS, RETAIN, Metric, chosen, columns_of
+from editkit.localization.examples import encoded
 from editkit.training.data import Examples
 from editkit.training.devices import unfit
 from editkit.training.loading import split
@@ -72,6 +73,7 @@ def evaluate(
     Returns what is in results.json (schema `editkit.evaluation/1`). A metric that cannot be had says why in `status`. Raises EditError for
     inputs that do not fit together, a suite asked for by name whose keys the examples lack, and a model whose output is NaN.
     """
+    suites, metrics = ([one] if isinstance(one, str) else list(one) for one in (suites, metrics))
     asked = chosen(suites, metrics)
     wanted = [models] if isinstance(models, str | os.PathLike) else list(models)
     counts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "max_examples": max_examples}
@@ -97,8 +99,8 @@ def evaluate(
         [*(part for one in entries for part in split(one.source) if part), *(one.label for one in examples.values())],
     )
     settings = {
-        "suites": list(suites),
-        "metrics": list(metrics),
+        "suites": suites,
+        "metrics": metrics,
         "max_examples": max_examples,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
@@ -110,7 +112,10 @@ def evaluate(
         "device": device,
         "bootstrap": 1000,
     }
-    check(entries)
+    tightest = check(entries)
+    for name, rows_of in examples.items():  # faults of the last set are said before the first is measured
+        other_answers(rows_of)
+        encoded(name, rows_of, **tightest, prompt_template=prompt_template)
     readers = Readers(embedding_model, nli_model, device)
     readers.try_out({column for one in asked for column in one.needs})
     warnings = []
@@ -199,6 +204,7 @@ def evaluate_rows(
     reference_from: rows of a model that never saw the forget set, in place of those of the role "reference" in `source`. Writes the
     folder `output` and returns its results.json, as `evaluate` does. Raises EditError for rows that are none.
     """
+    suites, metrics = ([one] if isinstance(one, str) else list(one) for one in (suites, metrics))
     asked = chosen(suites, metrics)
     check_folder(Path(output), [os.fspath(source), *([os.fspath(reference_from)] if reference_from else [])])
     rows = read_rows(source)
@@ -239,8 +245,8 @@ def evaluate_rows(
         reference_rows=other,
         sets=[{"set": name, "name": None, "sha256": None, "examples": len(one)} for name, one in sizes.items()],
         settings={
-            "suites": list(suites),
-            "metrics": list(metrics),
+            "suites": suites,
+            "metrics": metrics,
             "rows": Path(source).name,
         }
         | ({"reference_rows": Path(reference_from).name} if reference_from is not None else {}),

@@ -11,7 +11,7 @@ from typing import Any
 
 from editkit.checkpoint.blocks import Progress
 from editkit.errors import EditError
-from editkit.evaluation.passes import evaluating
+from editkit.evaluation.passes import by_length, evaluating
 
 
 def generate(
@@ -47,7 +47,12 @@ def generate(
         key=lambda i: (tight[i], -longest[i] if tight[i] else 0, -expected[i], -len(prompts[i]), i),
     )
     with evaluating(net), _plain(net, stops), torch.inference_mode():
-        for _, group in groupby(order, key=lambda i: longest[i] if tight[i] else 0):
+        alike = by_length(net, max((len(prompts[i]) + longest[i] for i in order), default=0))
+        if alike:  # all of a batch are as long as they would be alone
+            order.sort(key=lambda i: (-longest[i], -len(prompts[i]), i))
+        if order and not _has_cache(net, prompts[order[0]][:1]):
+            batch_size = 1
+        for _, group in groupby(order, key=lambda i: (longest[i] if alike or tight[i] else 0, len(prompts[i]) * alike)):
             same = list(group)
             for start in range(0, len(same), batch_size):
                 indices = same[start : start + batch_size]
@@ -76,6 +81,15 @@ def _batch(net: Any, prompts: Sequence[Sequence[int]], limit: int, stops: Collec
     written = net.generate(input_ids=ids, attention_mask=mask, max_new_tokens=limit)[:, width:].tolist()
     ends = [next((at for at, token in enumerate(row) if token in stops), len(row)) for row in written]
     return [row[:end] for row, end in zip(written, ends, strict=True)]
+
+
+def _has_cache(net: Any, start: Sequence[int]) -> bool:
+    """Whether padding, and the company of others, change nothing: not so where a state of its own takes the place of the cache (RWKV)."""
+    import torch
+    from transformers.cache_utils import Cache
+
+    found = net(input_ids=torch.tensor([list(start)], device=next(net.parameters()).device), use_cache=True)
+    return isinstance(getattr(found, "past_key_values", None), Cache) or hasattr(found, "cache_params")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from editkit.errors import EditError, listed
 from editkit.evaluation.subject import Subject, checkpoints, opened
 from editkit.evaluation.suites import Metric
-from editkit.training.loading import load_config, load_tokenizer, split
+from editkit.training.loading import context_of, load_config, load_tokenizer, split
 
 Source = str | os.PathLike[str]
 
@@ -60,22 +60,27 @@ def line_up(models: Sequence[Source], base: Source | None, reference: Source | N
     ]
 
 
-def check(entries: Sequence[Entry]) -> None:
+def check(entries: Sequence[Entry]) -> dict[str, Any]:
     """Open every model and its tokenizer, which is quick, before the first is measured, which is not.
 
+    Returns the tokenizer that they share, the shortest context of all (None: unknown) and the smallest vocabulary, as `encoded` takes them.
     Raises EditError for what is no model, and for a tokenizer that is not that of the models before it.
     """
-    first: dict[str, int] | None = None
+    first: Any = None
+    contexts, vocabularies = list[int](), list[int]()
     for entry in entries:
         with checkpoints(entry.source) as (checkpoint, _):
-            load_config(checkpoint)
-            vocabulary = load_tokenizer(checkpoint).get_vocab()
-        if first is not None and vocabulary != first:
+            config, tokenizer = load_config(checkpoint), load_tokenizer(checkpoint)
+        first = first or tokenizer
+        if tokenizer.get_vocab() != first.get_vocab():
             raise EditError(
                 f"{entry.source} has another tokenizer than {entries[0].source}: likelihoods per token cannot be compared, so evaluate "
                 "it on its own"
             )
-        first = vocabulary
+        if (context := context_of(config)) is not None:
+            contexts.append(context)
+        vocabularies.append(config.get_text_config().vocab_size)
+    return {"tokenizer": first, "context": min(contexts, default=None), "vocabulary": min(vocabularies)}
 
 
 def _place(source: Source) -> tuple[str, ...]:

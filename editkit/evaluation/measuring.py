@@ -63,6 +63,7 @@ class Prepared:
     columns: frozenset[str]
     max_new_tokens: int
     tokenizer: Any
+    stops: frozenset[int]
 
     @property
     def plain(self) -> bool:
@@ -96,11 +97,10 @@ def prepare(
         tokenizer=subject.tokenizer,
         context=subject.context,
         vocabulary=subject.vocabulary,
-        max_length=None,
         prompt_template=prompt_template,
     )
     others: dict[str, tuple[list[int], list[Tokens]]] = {}
-    for column, answers in _other_answers(examples).items():
+    for column, answers in other_answers(examples).items():
         if column in columns and answers:
             texts = [text for _, text in answers]
             rows = [{**examples.rows[index], examples.keys[1]: text} for index, text in answers]
@@ -110,10 +110,13 @@ def prepare(
                     [index for index, _ in answers],
                     into(replace(examples, rows=rows, numbers=numbers)).rows,
                 )
-    return Prepared(name, examples, into(examples), others, frozenset(columns), max_new_tokens, subject.tokenizer)
+    stops = frozenset(stops_of(subject.net, subject.tokenizer))
+    return Prepared(
+        name, examples, into(examples), others, frozenset(columns), max_new_tokens, subject.tokenizer, stops
+    )
 
 
-def _other_answers(examples: Examples) -> dict[str, list[tuple[int, str]]]:
+def other_answers(examples: Examples) -> dict[str, list[tuple[int, str]]]:
     """(row, answer) pairs for each column of ANSWERS. Of a row with wrong answers and no paraphrase, its own answer is the latter."""
     found: dict[str, list[tuple[int, str]]] = {column: [] for column in ANSWERS}
     if len(examples.keys) != 2:
@@ -230,8 +233,11 @@ def _shown(prepared: Prepared, index: int) -> Row:
 
 
 def _text(one: Scored, prepared: Prepared) -> slice:
-    """The labelled tokens without the closing end of text, which nobody memorises."""
-    return slice(-1) if len(one.tokens) > 1 and one.tokens[-1] == prepared.tokenizer.eos_token_id else slice(None)
+    """The labelled tokens without the closing end of text, and the line break that a chat has after it: nobody memorises them."""
+    ends = [at for at, token in enumerate(one.tokens.tolist()) if token in prepared.stops]
+    if not ends or not ends[-1] or prepared.tokenizer.decode(one.tokens[ends[-1] + 1 :].tolist()).strip():
+        return slice(None)
+    return slice(ends[-1])
 
 
 def _add_pass(rows: Sequence[Row], scored: Sequence[Scored], prepared: Prepared) -> None:
@@ -270,13 +276,16 @@ def _write(
     subject: Subject, prepared: Prepared, scored: Sequence[Scored], batch_size: int, progress: Progress | None
 ) -> list[list[int]]:
     """The greedy answers. As long as the true token is the most likely one, the teacher-forced pass has written them already."""
-    stops = stops_of(subject.net, subject.tokenizer)
-    truths = prepared.truths.rows
+    stops, truths = prepared.stops, prepared.truths.rows
     known: list[list[int]] = [[] for _ in truths]
     for one, row, start in zip(scored, truths, known, strict=False):
         if row.trained == len(row.ids) - len(_prompt(row)):  # one answer in one piece
             hits = int(np.argmin(one.hits)) if not one.hits.all() else len(one.hits)
-            start += one.tokens[:hits].tolist()[: prepared.max_new_tokens]
+            right = one.tokens[:hits].tolist()
+            end = next(
+                (at + 1 for at, token in enumerate(right) if token in prepared.stops), hits
+            )  # a chat goes on after it
+            start += right[:end][: prepared.max_new_tokens]
     rest = [
         index
         for index, start in enumerate(known)
@@ -353,7 +362,7 @@ def _add_extraction_likelihood(
         prompts,
         lengths := [len(words[index][0]) - at for index, at in wanted],
         expected=lengths,
-        stops=stops_of(subject.net, subject.tokenizer),
+        stops=prepared.stops,
         context=subject.context,
         batch_size=batch_size,
         progress=progress,

@@ -68,8 +68,11 @@ def teacher_forced(
     found: dict[int, Scored] = {}
     device = next(net.parameters()).device
     with evaluating(net), torch.inference_mode():
-        sharing = True
-        for indices, shared in _batches(rows, batch_size, share=other is None):
+        if sharing := not by_length(net, max((len(row.ids) for row in rows), default=0)):
+            size = batch_size
+        else:  # padding would make shorter texts longer
+            size = 1
+        for indices, shared in _batches(rows, size, share=other is None):
             batch = [rows[index] for index in indices]
             try:
                 logits = _after_prompts(net, batch, shared, device) if shared and sharing else None
@@ -99,18 +102,30 @@ def _batches(rows: Sequence[Tokens], size: int, share: bool) -> Iterator[tuple[l
     questions: dict[tuple[int, ...], list[int]] = {}
     for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
         questions.setdefault(tuple(row.ids[:start]), []).append(index)
-    several = {prompt: some for prompt, some in questions.items() if share and len(some) > 1}
-    alone = [index for prompt, some in questions.items() if prompt not in several for index in some]
+    alone: list[int] = []
+    several: list[tuple[int, list[int]]] = []
+    for prompt, some in questions.items():
+        some.sort(key=lambda index: (-len(rows[index].ids), index))
+        parts = (
+            [some[at : at + size] for at in range(0, len(some), size)]
+            if share and len(prompt) > 1
+            else [[i] for i in some]
+        )
+        for part in parts:
+            if len(part) > 1:
+                several.append((len(prompt), part))
+            else:
+                alone += part
     alone.sort(key=lambda index: (-len(rows[index].ids), index))
-    for start in range(0, len(alone), size):
-        yield alone[start : start + size], 0
-    for length, same in groupby(sorted(several, key=lambda prompt: (-len(prompt), several[prompt])), key=len):
+    for at in range(0, len(alone), size):
+        yield alone[at : at + size], 0
+    for length, same in groupby(sorted(several, key=lambda one: (-one[0], one[1])), key=lambda one: one[0]):
         batch: list[int] = []
-        for prompt in same:
-            if batch and len(batch) + len(several[prompt]) > size:
+        for _, part in same:
+            if len(batch) + len(part) > size:
                 yield batch, length
                 batch = []
-            batch += several[prompt]
+            batch += part
         yield batch, length
 
 
@@ -163,6 +178,22 @@ def _after_prompts(net: Any, rows: Sequence[Tokens], length: int, device: Any) -
         first = torch.cat([first, rest], 1)
     inside = labels != IGNORED
     return first[inside], labels[inside], None
+
+
+def by_length(net: Any, longest: int) -> bool:
+    """Whether what a model makes of a token depends on how long the text becomes: rotary embeddings that stretch with it.
+
+    longest: tokens; up to the length that the model was first trained with nothing stretches.
+    """
+    config = net.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    first = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings if rope else 0
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    return any(
+        one.get("rope_type") in ("dynamic", "longrope")
+        and longest > (one.get("original_max_position_embeddings") or first)
+        for one in kinds
+    )
 
 
 def _scored(

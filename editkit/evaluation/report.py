@@ -1,6 +1,7 @@
 """results.json: what was compared, every metric with its interval, and what to be careful about; and the folder it is written to."""
 
 from collections.abc import Mapping, Sequence
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from editkit.checkpoint import disk
 from editkit.diffing.rendering import plain, to_json
 from editkit.errors import listed
 from editkit.evaluation.aggregate import aggregate, distribution
-from editkit.evaluation.rows import Row, columns, to_line
+from editkit.evaluation.rows import NUMBERS, Row, columns, to_line
 from editkit.evaluation.suites import FORGET, METRICS, REFERENCE, Data, Metric, Overall
 
 SCHEMA = "editkit.evaluation/1"
@@ -85,7 +86,13 @@ def _warnings(rows: Sequence[Row], data: Mapping[str, Data], reference: Data | N
     found = []
     for label, sets in data.items():
         for one in sets:
-            written = [row for row in rows if row["model"] == label and row["set"] == one and "generation" in row]
+            members = [row for row in rows if row["model"] == label and row["set"] == one]
+            wild = {key: n for key in NUMBERS if (n := sum(_is_wild(row.get(key)) for row in members))}
+            for key, n in wild.items():
+                found.append(
+                    f"{label} has a {key} that is infinite in {n} of {len(members)} rows of {one}: they are left out"
+                )
+            written = [row for row in members if "generation" in row]
             if empty := sum(not row["generation"] for row in written):
                 found.append(f"{label} writes nothing for {empty} of {len(written)} prompts of {one}")
         if reference is not None and label != name and _alike(sets, reference):
@@ -111,6 +118,10 @@ def _zeros(data: Mapping[str, Data], metrics: Sequence[Metric], results: Sequenc
                 f"{one.label} of {label} is 0, since it is a harmonic mean and this is 0 on every example: {listed(zero)}"
             )
     return found
+
+
+def _is_wild(value: Any) -> bool:
+    return isinstance(value, float) and isinf(value)
 
 
 def _alike(data: Data, reference: Data) -> bool:

@@ -26,6 +26,11 @@ ROLES = ("model", "base", "reference")
 LISTS = ("perturbed_nll",)
 TEXTS = ("generation",)
 NUMBERS = tuple(column for column in COLUMNS if column not in (*LISTS, *TEXTS))
+LOSSES = ("nll", "paraphrased_nll", "generation_base_nll")
+SHARES = (
+    *("token_accuracy", "ma", "extraction_strength", "el_10", "rouge1_recall", "rougeL_recall", "rougeL_f1"),
+    *("token_entropy", "repetition", "distinct_2", "cosine", "entails_truth", "entailed_by_truth"),
+)
 TOFU_LOG = {
     "avg_gt_loss": "nll",
     "num_token_gt": "num_tokens",
@@ -134,6 +139,14 @@ def _is_number(value: Any) -> bool:
     return whole or isinstance(value, float)
 
 
+def _is_loss(value: Any) -> bool:
+    return _is_number(value) and not value < 0
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and not (value < -1e-6 or value > 1 + 1e-6)  # NaN is unknown
+
+
 def _is_name(value: Any) -> bool:
     """Text that can be written: JSON holds unpaired surrogates, and UTF-8 does not."""
     return isinstance(value, str) and bool(value) and not any("\ud800" <= one <= "\udfff" for one in value)
@@ -144,12 +157,14 @@ _KINDS = (
     ("role", lambda value: value in ROLES, f"one of {listed(ROLES)}"),
     ("index", lambda value: type(value) is int and value >= 0, "a number from 0"),
     *((key, lambda value: isinstance(value, str), "text") for key in ("prompt", "answer", "generation")),
-    *((key, _is_number, "a number") for key in NUMBERS),
+    *((key, _is_number, "a number") for key in NUMBERS if key not in (*LOSSES, *SHARES)),
+    *((key, _is_loss, "a number of 0 or more") for key in LOSSES),
+    *((key, _is_share, "a share from 0 to 1") for key in SHARES),
     *(
         (
             key,
-            lambda value: isinstance(value, list) and all(one is None or _is_number(one) for one in value),
-            "a list of numbers",
+            lambda value: isinstance(value, list) and all(one is None or _is_loss(one) for one in value),
+            "a list of numbers of 0 or more",
         )
         for key in LISTS
     ),
@@ -184,7 +199,7 @@ def columns(rows: Iterable[Row]) -> dict[str, Columns]:
             lists = [np.array([_number(one) for one in row.get(column) or []]) for row in members]
             if any(map(len, lists)):
                 data[column] = lists
-        data["answer"] = [row.get("answer") for row in members]
+        data["texts"] = [(row.get("prompt"), row.get("answer")) for row in members]
         found[name] = data
     return found
 

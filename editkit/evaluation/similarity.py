@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from editkit.errors import EditError, listed
+from editkit.errors import EditError, first_line, listed
 from editkit.evaluation.metrics.statistics import Array
 from editkit.training.devices import place_of
 from editkit.training.trainer import quiet_transformers
@@ -90,9 +90,7 @@ def _encoder(model: str, place: str) -> Any:
         try:
             return SentenceTransformer(model, device=place, trust_remote_code=False)
         except Exception as error:  # a folder, a download or a config fails in a dozen ways
-            raise EditError(
-                f"{model} is no model that sentence-transformers can load ({_first_line(error)})"
-            ) from error
+            raise EditError(f"{model} is no model that sentence-transformers can load ({first_line(error)})") from error
 
 
 def entailment(
@@ -135,7 +133,7 @@ def _classifier(model: str, place: str) -> tuple[Any, Any, int]:
             net = AutoModelForSequenceClassification.from_pretrained(model, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         except Exception as error:
-            raise EditError(f"{model} is no classifier that transformers can load ({_first_line(error)})") from error
+            raise EditError(f"{model} is no classifier that transformers can load ({first_line(error)})") from error
     labels = net.config.id2label
     entailing = [index for index, label in labels.items() if str(label).lower() == "entailment"]
     if len(entailing) != 1:
@@ -147,7 +145,3 @@ def _longest(net: Any, tokenizer: Any) -> int:
     """The tokens that the model can take. Tokenizers that do not know say 10^30; some position tables have 2 places that are not used."""
     positions = getattr(net.config, "max_position_embeddings", 512)
     return int(min(tokenizer.model_max_length, positions if tokenizer.model_max_length <= positions else positions - 2))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

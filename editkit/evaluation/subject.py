@@ -17,7 +17,7 @@ from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.errors import EditError
 from editkit.training.devices import place_of, precision
-from editkit.training.loading import load_model, load_tokenizer, split
+from editkit.training.loading import context_of, load_model, load_tokenizer, split
 from editkit.vectors.lowrank import LowRankVector
 
 Source = str | os.PathLike[str]
@@ -42,7 +42,7 @@ class Subject:
 
     @property
     def context(self) -> int | None:
-        return getattr(self.core.config.get_text_config(), "max_position_embeddings", None)
+        return context_of(self.core.config)
 
     @property
     def vocabulary(self) -> int:

@@ -46,8 +46,9 @@ def encoded(
     *,
     context: int | None,
     vocabulary: int,
-    max_length: int | None,
+    max_length: int | None = None,
     prompt_template: str | None,
+    can_cut: bool = False,
 ) -> Set:
     """A set as tokens, cut at `max_length` tokens where one is given.
 
@@ -68,8 +69,8 @@ def encoded(
     ]
     if longer:
         raise EditError(
-            f"{examples.label}: more tokens than the model reads ({context}) in {examples.unit} {listed(longer)}: shorten "
-            f"these examples, or cut all with --max-length {context}"
+            f"{examples.label}: more tokens than the model reads ({context}) in {examples.unit} {listed(longer)}: shorten these "
+            f"examples, or {f'cut all with --max-length {context}' if can_cut else 'leave them out'}"
         )
     if (highest := max(max(row.ids) for row in made.rows)) >= vocabulary:
         raise EditError(

@@ -267,13 +267,13 @@ def _encoded(
     prompt_template: str | None,
 ) -> tuple[list[Set], int]:
     """The sets as tokens, and the size of the vocabulary."""
-    from editkit.training.loading import load_config, load_tokenizer
+    from editkit.training.loading import context_of, load_config, load_tokenizer
 
     config, tokenizer = load_config(model).get_text_config(), load_tokenizer(model)
-    context = getattr(config, "max_position_embeddings", None)
+    context = context_of(config)
     sets = [
         encoded(label, one, tokenizer, context=context, vocabulary=config.vocab_size, max_length=max_length,
-                prompt_template=prompt_template)
+                prompt_template=prompt_template, can_cut=True)
         for label, one in examples.items()
     ]  # fmt: skip
     return sets, config.vocab_size

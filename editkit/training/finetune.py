@@ -108,13 +108,13 @@ def finetune(
             chosen = Mask(mask, base, allow_other_base=allow_other_base)
             inputs["mask"] = stack.enter_context(chosen.file)
 
-        from editkit.training.loading import file_tensors, load_config, load_model, load_tokenizer
+        from editkit.training.loading import context_of, file_tensors, load_config, load_model, load_tokenizer
         from editkit.training.lora import adapter_tensors, add_lora, save_adapter
         from editkit.training.masking import fixed_elements, fixing
         from editkit.training.trainer import quiet_transformers, seeded, train
 
         config = load_config(base).get_text_config()
-        longest = fit(max_length, getattr(config, "max_position_embeddings", None))
+        longest = fit(max_length, context_of(config))
         encoded = encode(
             examples,
             load_tokenizer(base),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from editkit.checkpoint.reader import Checkpoint
-from editkit.errors import EditError, listed
+from editkit.errors import EditError, first_line, listed
 from editkit.training.trainer import quiet_transformers
 
 if TYPE_CHECKING:
@@ -52,7 +52,14 @@ def load_config(base: Checkpoint) -> Any:
     try:
         return AutoConfig.from_pretrained(base.path, trust_remote_code=False)
     except (ImportError, KeyError, OSError, ValueError) as error:
-        raise EditError(f"{base.label} is of a kind that transformers does not load by itself ({error})") from error
+        raise EditError(
+            f"{base.label} is of a kind that transformers does not load by itself ({first_line(error)})"
+        ) from error
+
+
+def context_of(config: Any) -> int | None:
+    """The most tokens that a model of this config reads, None where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_tokenizer(base: Checkpoint) -> Any:
@@ -63,7 +70,9 @@ def load_tokenizer(base: Checkpoint) -> Any:
         try:
             return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
         except Exception as error:  # tokenizer files fail in a dozen ways, all of them the files' fault
-            raise EditError(f"{base.label} has no tokenizer that transformers can load ({error})") from error
+            raise EditError(
+                f"{base.label} has no tokenizer that transformers can load ({first_line(error)})"
+            ) from error
 
 
 def load_model(base: Checkpoint, dtype: str = "float32") -> Any:
@@ -81,7 +90,9 @@ def load_model(base: Checkpoint, dtype: str = "float32") -> Any:
                 base.path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
             )
         except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-            raise EditError(f"{base.label} is no model of text that transformers can load ({error})") from error
+            raise EditError(
+                f"{base.label} is no model of text that transformers can load ({first_line(error)})"
+            ) from error
     model, info = found
     if missing := sorted(info["missing_keys"]):
         raise EditError(f"{base.label} lacks the weights {listed(missing)}, which its config asks for: copy it again")
