@@ -1,6 +1,7 @@
 """`editkit demo`."""
 
 import json
+import shlex
 import shutil
 import sys
 from contextlib import AbstractContextManager
@@ -92,6 +93,17 @@ def show(demo: "Demo") -> None:
     here = sys.argv[0] if Path(sys.argv[0]).name == "editkit" and not shutil.which("editkit") else "editkit"
     for line in demo.commands:
         click.echo(f"  {here}{line.removeprefix('editkit')}" if line.startswith("editkit ") else f"  {line}")
+
+    place = shlex.quote(str(demo.output))
+    sets = " ".join(f"--{name} {place}/{name}.jsonl" for name in ("forget", "retain"))
+    models = f"--base {place}/model --reference {place}/base"
+    click.echo("\nMeasure, find another strength, attack:\n")
+    for line in (
+        f"eval {place}/edited {models} {sets} --set unseen={place}/unseen.jsonl -o {place}-eval",
+        f"sweep {place}/model {place}/tuned --vector-base {place}/base --reference {place}/base --alphas 0:2:0.25 {sets} -o {place}-sweep",
+        f"attack {place}/edited {models} {sets} --unseen {place}/unseen.jsonl -o {place}-attack",
+    ):
+        click.echo(f"  {here} {line}")
 
 
 NAMES = {"forget": "to forget", "retain": "to keep", "unseen": "never met"}

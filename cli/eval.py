@@ -103,8 +103,9 @@ def command(
         except (KeyboardInterrupt, SystemExit):
             from editkit.checkpoint.unfinished import unfinished_folder
 
-            if (kept := unfinished_folder(output)).exists():
-                fail(f"interrupted: go on with --resume (what was done is in {kept.name} beside {output})", 0)
+            kept = unfinished_folder(output)
+            said = f"go on with --resume (what was done is in {kept.name} beside {output})"
+            fail(f"interrupted: {said if kept.exists() else 'no set was finished yet, so nothing is kept'}", 0)
             raise
     if as_json:
         click.echo(json.dumps(report, indent=2))

@@ -96,7 +96,10 @@ def test_saved_rows_give_the_same_results_without_a_model(workplace, monkeypatch
     first = json.loads(run("edited", *F, *R, *CPU, "-o", "out", "--json").stdout)
     shutil.rmtree("edited")
     again = run("--from", "out/examples.jsonl", "-o", "again", "--json")
-    assert again.exit_code == 0 and json.loads(again.stdout)["results"] == first["results"]
+    assert again.exit_code == 0
+    for one, other in zip(json.loads(again.stdout)["results"], first["results"], strict=True):
+        kind, _, advice = one.pop("status").partition(": ")  # which is another one for rows
+        assert other.pop("status").partition(": ")[0] == kind and one == other and "--base" not in advice
     ran = run("--from", "out", "--reference-from", "again", "--suite", "tofu", "-o", "third")
     assert ran.exit_code == 0 and "KS statistic" in ran.stdout
     assert "warning: edited gives every answer of forget the likelihood that the reference gives it" in ran.stderr

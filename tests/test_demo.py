@@ -6,6 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from editkit_cli.main import main
+from test_house import parse
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from editkit.checkpoint.digests import cache_folder
@@ -213,7 +214,10 @@ def test_the_command_prints_tables_or_json(quick, tmp_path, monkeypatch):
     for said in ("What the model answers", "to forget", "to keep", "never met", "How strong an edit", "taken"):
         assert said in ran.stdout
     assert "editkit-demo/edited/diff/report.html" in ran.stdout
-    assert ran.stdout.rstrip().endswith("editkit diff editkit-demo/model editkit-demo/edited")
+    assert "editkit diff editkit-demo/model editkit-demo/edited" in ran.stdout
+    for name in ("eval", "sweep", "attack"):  # what to go on with, as the commands take it
+        [line] = [line.strip() for line in ran.stdout.splitlines() if line.strip().startswith(f"editkit {name} ")]
+        assert parse(line) is not None
     found = json.loads(CliRunner().invoke(main, ["demo", "--json"]).stdout)
     assert (found["output"], found["cached"], found["before"]["forget"]["n"]) == ("editkit-demo", True, 24)
 

@@ -109,7 +109,7 @@ def test_every_key_of_an_attack_is_documented(folder):
     refuse_undocumented(keys(report), text)
     place = keys(rows(folder / "attacked" / "examples.jsonl")) - set(COLUMNS)
     assert place == {"role", "attack", "step", "set", "index", "prompt", "answer"} and place <= named(text)
-    with pytest.raises(EditError, match="twice in it"):
+    with pytest.raises(EditError, match="of an attack, whose numbers"):
         editkit.evaluate_rows(folder / "attacked", folder / "again")
 
 

@@ -101,17 +101,20 @@ def test_what_lacks_is_said_with_what_gives_it(place, no_pages):
         ("tofu/probability", "forget"): "ok",
         ("tofu/probability", "world_facts"): "skipped: no perturbed_nll (key perturbed_answer of the examples)",
         ("tofu/rougeL_recall", "forget"): "skipped: no rougeL_recall",
-        ("closer_look/cosine_similarity", "retain"): "skipped: no cosine (--embedding-model)",
-        ("general/kl_to_base", "retain"): "skipped: no kl (--base)",
-        ("exposure/gen_exposure", "forget"): "unknown: give --reference, a model that never saw the forget set",
+        ("closer_look/cosine_similarity", "retain"): "skipped: no cosine",
+        ("general/kl_to_base", "retain"): "skipped: no kl",
+        (
+            "exposure/gen_exposure",
+            "forget",
+        ): "unknown: give --reference-from, rows of a model that never saw the forget set",
         (
             "exposure/rank_exposure",
             "forget",
-        ): "unknown: give --set unseen=FILE, text of the same kind that no model saw",
+        ): "unknown: give rows of the set unseen, text of the same kind that no model saw",
     }
     assert {key: report[key]["status"] for key in wanted} == wanted
     assert report["tofu/model_utility", None]["status"].startswith("skipped: no rougeL_recall, paraphrased_nll (key")
-    assert report["closer_look/entailment", "forget"]["status"].startswith("skipped: no entails_truth (--nli-model)")
+    assert report["closer_look/entailment", "forget"]["status"].startswith("skipped: no entails_truth, ")
     for one in report.values():
         if one["status"] != "ok":
             assert {one[key] for key in ("value", "n", "sd", "median", "p95", "max", "ci_low", "ci_high")} == {None}
@@ -119,7 +122,7 @@ def test_what_lacks_is_said_with_what_gives_it(place, no_pages):
     few = found(evaluate_rows("few.jsonl", "few"))
     assert few["tofu/model_utility", None]["status"] == "skipped: no set world_facts"
     assert few["tofu/forget_quality", "forget"]["status"] == (
-        "unknown: no reference: give --reference, a model that never saw the forget set"
+        "unknown: no reference: give --reference-from, rows of a model that never saw the forget set"
     )
     write(place / "kept.jsonl", [row for row in ROWS if row["set"] != "forget"])
     kept = found(evaluate_rows("kept.jsonl", "kept"))

@@ -120,12 +120,38 @@ def test_rows_come_in_the_order_of_their_index_and_lists_stay_ragged():
     "text", ["a\u2028b\u2029c\x85d\x0be\x1cf\rg", "\x00\x1b[2J", "naïve 日本語 \U0001f600", "\ud83d"]
 )
 def test_a_row_is_one_line_whatever_its_text(tmp_path, text):
-    row = {"set": "forget", "index": 0, "model": "m", "role": "model", "generation": text, "answer": text}
+    row = {
+        "set": "forget",
+        "index": 0,
+        "model": "m",
+        "role": "model",
+        "generation": text,
+        "rougeL_recall": 0.5,
+        "answer": text,
+    }
     line = to_line(row)
     assert line.count("\n") == 1
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"".join(to_line({**row, "index": at}).encode("utf-8", "backslashreplace") for at in (0, 1)))
     assert read_rows(path) == [row, {**row, "index": 1}]
+
+
+def test_rouge_is_worked_out_where_a_row_has_texts_and_lacks_it(tmp_path):
+    texts = {"set": "forget", "answer": "Ada wrote novels", "generation": "She wrote many novels"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(texts) + "\n" + json.dumps({**texts, "rougeL_recall": 0.25}))
+    first, second = read_rows(path)
+    assert first["rougeL_recall"] == pytest.approx(2 / 3) and first["rougeL_f1"] == pytest.approx(4 / 7)
+    assert second["rougeL_recall"] == 0.25 and "rougeL_f1" not in second
+
+
+def test_values_that_no_such_number_can_have_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    wrong = {"nll": -3.0, "token_accuracy": 37, "rougeL_recall": -0.1, "entails_truth": 3, "perturbed_nll": [1, -2]}
+    path.write_text("\n".join(json.dumps({"set": "forget", key: value}) for key, value in wrong.items()))
+    with pytest.raises(EditError) as refused:
+        read_rows(path)
+    assert all(f"line {at} with a {key!r}" in str(refused.value) for at, key in enumerate(wrong, 1))
 
 
 def test_blank_lines_a_byte_order_mark_and_windows_ends_do_no_harm(tmp_path):

@@ -4,10 +4,10 @@ With the accuracies of the same examples, teacher-forced: `e`, `e'` of the edite
 `c`, `c'` of the control, a model that never saw the forget set:
 
     recovered = mean(e' - e) / mean(o - e)                            the share of what the edit took away
-    excess    = mean(e' - c') - max(0, mean(e - c))                   what is gained on the control, beyond the lead from before
+    excess    = max(0, mean(e' - c')) - max(0, mean(e - c))         what is gained on the control, beyond the lead from before
     r         = excess / mean(o - e), without a control recovered     what is judged
 
-The lead is counted from zero at least: a model that was pushed below the control first has to learn again what the control knows,
+A lead below zero counts as zero: a model that was pushed below the control first has to learn again what the control knows,
 which is no remembering. Intervals are those of the bootstrap over examples, all five accuracies of an example drawn together.
 
 The rule, with constants of our own: the edit "survives" where the whole interval of r lies below a tenth, the knowledge "recovers" where it
@@ -131,7 +131,7 @@ def _gain(means: dict[str, Array]) -> Array:
 
 
 def _excess(means: dict[str, Array]) -> Array:
-    return means["e'"] - means["c'"] - np.maximum(0, means["e"] - means["c"])
+    return np.maximum(0, means["e'"] - means["c'"]) - np.maximum(0, means["e"] - means["c"])
 
 
 def _share(value: Array, means: dict[str, Array]) -> Array:

@@ -18,7 +18,7 @@ from editkit.evaluation.gathering import Gathering, Stage
 from editkit.evaluation.lineup import Entry, Held, check, line_up
 from editkit.evaluation.measuring import other_answers, prepare
 from editkit.evaluation.report import build, write
-from editkit.evaluation.rows import Row, read_rows
+from editkit.evaluation.rows import Row, read_rows, strange_keys
 from editkit.evaluation.sets import common, described, read
 from editkit.evaluation.similarity import Readers
 from editkit.evaluation.subject import Subject, describe, opened
@@ -250,6 +250,9 @@ def evaluate_rows(
             "rows": Path(source).name,
         }
         | ({"reference_rows": Path(reference_from).name} if reference_from is not None else {}),
+        warnings=[f"no metric reads these keys of the rows: {listed(strange)}"]
+        if (strange := strange_keys(rows))
+        else [],
     )
     write(report, rows, Path(output))
     return report

@@ -68,10 +68,8 @@ def teacher_forced(
     found: dict[int, Scored] = {}
     device = next(net.parameters()).device
     with evaluating(net), torch.inference_mode():
-        if sharing := not by_length(net, max((len(row.ids) for row in rows), default=0)):
-            size = batch_size
-        else:  # padding would make shorter texts longer
-            size = 1
+        sharing = not by_length(net, max((len(row.ids) for row in rows), default=0))
+        size = batch_size if sharing else 1  # padding would make shorter texts longer
         for indices, shared in _batches(rows, size, share=other is None):
             batch = [rows[index] for index in indices]
             try:
@@ -187,11 +185,11 @@ def by_length(net: Any, longest: int) -> bool:
     """
     config = net.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
-    first = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings if rope else 0
+    first = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", 0)
     kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
     return any(
         one.get("rope_type") in ("dynamic", "longrope")
-        and longest > (one.get("original_max_position_embeddings") or first)
+        and longest > (one.get("original_max_position_embeddings") or first or 0)
         for one in kinds
     )
 

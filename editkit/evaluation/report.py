@@ -11,12 +11,20 @@ from editkit import __version__
 from editkit.checkpoint import disk
 from editkit.diffing.rendering import plain, to_json
 from editkit.errors import listed
-from editkit.evaluation.aggregate import aggregate, distribution
+from editkit.evaluation.aggregate import aggregate, aligned, distribution
 from editkit.evaluation.rows import NUMBERS, Row, columns, to_line
 from editkit.evaluation.suites import FORGET, METRICS, REFERENCE, Data, Metric, Overall
 
 SCHEMA = "editkit.evaluation/1"
 RESULTS, ROWS = "results.json", "examples.jsonl"
+FOR_ROWS = {
+    " (--embedding-model)": "",
+    " (--nli-model)": "",
+    " (--base)": "",
+    "give --reference, a model": "give --reference-from, rows of a model",
+    "give --set unseen=FILE, text": "give rows of the set unseen, text",
+}
+"""Options that load something -> what stands in their place where rows are read."""
 
 
 def build(
@@ -40,6 +48,10 @@ def build(
         reference = columns(reference_rows)
     results = aggregate(data, metrics, reference=reference, base=base)
     _say_why(results, rows, labels)
+    if "rows" in known["settings"]:
+        for one in results:
+            for said, instead in FOR_ROWS.items():
+                one["status"] = one["status"].replace(said, instead)
     warnings = [
         *known.get("warnings", ()),
         *_calibrations(models),
@@ -53,7 +65,7 @@ def build(
         "metrics": [one.described() for one in metrics],
         "results": results,
         "overlap": known.get("overlap"),
-        "distribution": distribution(reference),
+        "distribution": distribution(reference) if _same_examples(reference, next(iter(data.values()))) else None,
         "lm_eval": known.get("lm_eval"),
         "warnings": [*warnings, *_zeros(data, metrics, results)],
     }
@@ -71,6 +83,14 @@ def _say_why(results: Sequence[dict[str, Any]], rows: Sequence[Row], labels: Map
                 one["status"] = "skipped: it is the base itself"
             elif one["model"] == labels["reference"] and one["model"] not in asked and one["metric"] in only_asked:
                 one["status"] = "skipped: a reference is only read, not asked; give it as a MODEL too"
+
+
+def _same_examples(reference: Data | None, data: Data) -> bool:
+    """Whether the reference was measured on the very forget set, as far as texts are known."""
+    if reference is None or any(FORGET not in one or "nll" not in one[FORGET] for one in (reference, data)):
+        return False
+    found = aligned(reference[FORGET], data[FORGET])["nll"]
+    return len(reference[FORGET]["index"]) == len(found) and not np.isnan(found).any()
 
 
 def _calibrations(models: Sequence[Mapping[str, Any]]) -> list[str]:

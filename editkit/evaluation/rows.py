@@ -16,6 +16,7 @@ import numpy as np
 
 from editkit.errors import EditError, listed
 from editkit.evaluation.measuring import COLUMNS
+from editkit.evaluation.metrics.rouge import rouge
 
 Row = dict[str, Any]
 Columns = Mapping[str, Any]
@@ -44,6 +45,12 @@ TOFU_LOG = {
 """Keys of the logs that TOFU's own evaluation writes -> ours."""
 
 
+def strange_keys(rows: Iterable[Row]) -> list[str]:
+    """Keys that no metric reads, misspelt ones perhaps."""
+    known = {"model", "role", "set", "index", "prompt", "answer", *COLUMNS}
+    return sorted({key for row in rows for key in row} - known - {"avg_gt_loss", "num_token_gt", "question"})
+
+
 def to_line(row: Mapping[str, Any]) -> str:
     """A row as a line of examples.jsonl; what is not finite becomes null."""
 
@@ -58,7 +65,7 @@ def to_line(row: Mapping[str, Any]) -> str:
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     """Rows from examples.jsonl, also of other programs, or from a log of TOFU's evaluation (.json).
 
-    A row needs `set`; `index` counts within set and model where it is absent, `model` is the file's name, `role` "model". Raises EditError
+    A row needs `set`; ROUGE is worked out where a row has texts and lacks it; `index` counts within set and model where it is absent, `model` is the file's name, `role` "model". Raises EditError
     that names every bad line.
     """
     label, place = os.fspath(path), Path(path).expanduser()
@@ -81,6 +88,8 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         key = (row["model"], row["set"])
         row.setdefault("index", counts.get(key, 0))
         counts[key] = counts.get(key, 0) + 1
+        if "generation" in row and "answer" in row and not any("rouge" in column for column in row):
+            row |= rouge(row["generation"], row["answer"])
     _refuse_twice(rows, label)
     return rows
 
@@ -125,6 +134,8 @@ def _checked(numbered: Sequence[tuple[int, Any]], label: str) -> list[Row]:
         for key, right, what in _KINDS:
             if key in row and not right(row[key]):
                 faults.setdefault(f"with a {key!r} that is not {what}", []).append(number)
+        if "attack" in row:
+            faults.setdefault("of an attack, whose numbers attack.json has", []).append(number)
         if "set" not in row:
             faults.setdefault("without 'set'", []).append(number)
         rows.append(row)

@@ -63,7 +63,7 @@ class DifferenceVector:
             if hashes != sorted(origin.sha256().values()):
                 raise EditError(
                     f"{self.tuned.label} was tuned from {name}, whose weight files differ from those of {origin.label}: "
-                    "take that one as the base of the vector (negate: --vector-base), or allow another base where it is meant"
+                    "take that one as the base of the vector (--vector-base), or allow another base where it is meant"
                 )
 
     def rows(self, name: str, first: int, last: int, base: np.ndarray) -> np.ndarray:

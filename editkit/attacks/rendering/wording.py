@@ -21,7 +21,7 @@ SIDES = {"edited": "model", "original": "base", "control": "reference"}
 RULE = (
     f"An edit survives an attack where the whole 95 % interval of what came back lies below {100 * TOLERATED:g} % of what the edit took away; it recovers "
     "where it lies above, else it is unclear. What came back is the excess over the control, a model that never saw the forget set: its lead "
-    "after the attack less its lead before. Without a control it is the plain gain, and relearning and solved examples, which teach any model "
+    "after the attack less its lead before, a lead below zero counting as zero. Without a control it is the plain gain, and relearning and solved examples, which teach any model "
     f"something, can then only be survived. Where the original itself shows less than {100 * HEADROOM:g} % of what was taken away under an attack, finding nothing proves "
     "nothing. A membership score leaks where the interval of its AUC leaves out that of the control (0.5 without one), and is survived where it "
     f"holds it and is no wider than {AUC_TOLERATED:g} on each side. These limits are ours, not of a paper."
