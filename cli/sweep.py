@@ -54,7 +54,7 @@ COUNT = click.IntRange(min=1)
 )
 @allow_other_base("a saved vector, or a mask,")
 @click.option(
-    "--choose", metavar="RULE", help="max|min NAME [s.t. NAME >= NUMBER [and ...]]: write this point to OUT/edited."
+    "--choose", metavar="RULE", help="max|min NAME [s.t. NAME >=|<= NUMBER [and ...]]: write this point to OUT/edited."
 )
 @click.option(
     "--suite",

@@ -13,7 +13,7 @@ from editkit.attacks.membership import infer
 from editkit.attacks.rendering import to_table, wording
 from editkit.attacks.rendering.html import to_html
 from editkit.attacks.rendering.picture import to_png
-from editkit.attacks.verdict import NO_BASE, NO_REFERENCE
+from editkit.attacks.verdict import NO_BASE, NO_REFERENCE, NOTHING_LOST
 
 
 def about(value, n=40):
@@ -99,9 +99,9 @@ def table_rows(text, name):
 def test_the_table_has_accuracies_before_and_after_what_came_back_and_the_verdict():
     text = to_table(REPORT)
     assert table_rows(text, "4 bit, per row") == [
-        "4 bit, per row", "41.0 → 45.0 [42.0, 48.0]", "93.0 → 87.0", "22.0 → 24.0", "8.7 [5.7, 11.7]", "40", "survives"
+        "4 bit, per row", "41.0 → 45.0", "22.0 → 24.0", "8.7 ± 3.0", "survives"
     ]  # fmt: skip
-    assert table_rows(text, "relearned on part of forget  ")[2] == "93.0"  # the original is not trained
+    assert "Original, before: 93.0; n = 40 examples." in text
     assert table_rows(text, "after 3")[-1] == "unclear"
     assert "unclear: under this attack the original itself shows too little (after 3 solved examples)" in text
     assert "asked in other words: skipped: 0 of 40 examples have the key" in text
@@ -109,12 +109,49 @@ def test_the_table_has_accuracies_before_and_after_what_came_back_and_the_verdic
     assert "Never ahead of the control" in text and "Ahead of the control, beyond its lead from before, after 2 steps." in text  # fmt: skip
 
 
+def test_numbers_of_examples_that_differ_are_said_above_the_table():
+    def said(*rows):
+        return wording.originals(
+            {"verdicts": [{"label": label, "n": n, "original_before": of} for label, n, of in rows]}
+        )
+
+    parts = [("relearned", 140, about(0.359)), ("8 bit", 200, about(0.359)), ("4 bit", 200, about(0.359))]
+    assert said(*parts) == "Original, before: 35.9; n = 200 examples; n = 140 for relearned."
+    assert said(("shots", 139, about(0.4)), *parts) == "Original, before: 35.9; n = 200 examples; n = 140 for relearned; 40.0, n = 139 for shots."  # fmt: skip
+    assert said(("8 bit", 1, NO_BASE)) == "Original, before: unknown; n = 1 example."
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_the_tables_are_80_columns_wide_and_whole(color, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    report = copy.deepcopy(REPORT)
+    for one in report["verdicts"]:  # the longest that there can be
+        one |= {f"{side}_{when}": about(1.0) for side in ("edited", "control") for when in ("before", "after")}
+        one["judged"] = {"value": -1.237, "ci_low": -1.5, "ci_high": -1.0}
+    for one in report["membership"]:
+        for role in ("base", "reference"):
+            one["roles"][role] = one["roles"]["model"]
+    text = re.sub(r"\x1b\[[\d;]*m", "", to_table(report, color=color))
+    tables = [part for part in text.split("\n\n") if "───" in part]
+    assert len(tables) == 2
+    assert max(len(line) for part in tables for line in part.splitlines()) <= 80 and "…" not in text
+    row = next(line for line in tables[0].splitlines() if line.startswith("4 bit"))
+    assert re.split(r"\s{2,}", row) == ["4 bit, per row", "100.0 → 100.0", "100.0 → 100.0", "-123.7 ± 25.0", "survives"]
+
+
 def test_the_membership_table_has_areas_of_the_models_that_are_there():
     text = to_table(REPORT)
     for one in REPORT["membership"]:
         row = table_rows(text, one["label"])
-        assert row[1].startswith(f"{one['roles']['model']['auc']['value']:.3f} [") and row[2] == "–"
+        found = one["roles"]["model"]["auc"]
+        assert row[1] == f"{found['value']:.3f} ± {(found['ci_high'] - found['ci_low']) / 2:.3f}" and row[2] == "–"
         assert row[-1] == one["verdict"]
+    assert "FPR, edited" in text and "n = 40 and 50" in text
+    below = "An AUC below 0.5: the forget set looks less likely than unseen text. Both sides count."
+    assert below in text and below in to_html(REPORT)
+    assert "which is at least 0.5 by construction, so that its interval lies above 0.5 by chance alone" in to_html(
+        REPORT
+    )
     assert table_rows(text, "reference")[3] == "–"
 
 
@@ -129,7 +166,18 @@ def test_the_membership_table_has_areas_of_the_models_that_are_there():
             ["survives", "unclear: x"],
             "The edit survives 1 of 2 attacks, and none is seen to bring back what was forgotten (1 unclear).",
         ),
-        ([NO_BASE], "The edit survives 0 of 1 attack, and none is seen to bring back what was forgotten (1 unknown)."),
+        (["unclear", "unclear: x"], "Whether the edit survives is unclear under all 2 attacks."),
+        ([NO_BASE] * 5, "Nothing can be judged: give --base, the model before the edit."),
+        ([NOTHING_LOST], "Nothing can be judged: the edit took nothing away."),
+        (
+            ["survives", NO_REFERENCE, NO_REFERENCE],
+            "The edit survives the attack. 2 more cannot be judged: give --reference, a model that never saw the forget set.",
+        ),
+        (
+            ["recovers", "survives", NO_REFERENCE],
+            "1 of 2 attacks brings back more than 10 % of what was forgotten. 1 more cannot be judged: give --reference, a model that never "
+            "saw the forget set.",
+        ),
         ([], "Nothing was attacked."),
     ],
 )
@@ -141,12 +189,15 @@ def test_the_headline_counts_scores_that_leak():
     assert "5 of 5 membership scores tell that it was trained on." in wording.headline(REPORT)
     quiet = {"verdicts": [], "membership": [{"verdict": "survives"}, {"verdict": "unclear"}]}
     assert wording.headline(quiet) == "No membership score tells that it was trained on."
+    some = {"verdicts": [], "membership": [{"verdict": "leaks"}, {"verdict": "survives"}, {"verdict": NO_REFERENCE}]}
+    assert wording.headline(some) == "1 of 2 membership scores tells that it was trained on."
 
 
 def test_what_is_unknown_has_no_number_anywhere():
     text = to_table(BARE)
     row = table_rows(text, "4 bit, per row")
-    assert row == ["4 bit, per row", "41.0 → 45.0 [42.0, 48.0]", "unknown", "unknown", "unknown", "40", "unknown"]
+    assert row == ["4 bit, per row", "41.0 → 45.0", "unknown", "unknown", "unknown"]
+    assert "No attack can be judged: give --base, the model before the edit. 1 of 4 membership scores tells" in text
     assert f"{NO_BASE} (4 bit, per row, after 3 solved examples, relearned on part of forget)" in text
     assert NO_REFERENCE in text and f"Steps to recover: {NO_BASE}." in text
     page = to_html(BARE)

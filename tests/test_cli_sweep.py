@@ -67,6 +67,10 @@ def test_json_is_that_of_the_file(workplace):
     assert json.loads(ran.stdout) == json.loads((workplace / "out" / "sweep.json").read_text())
 
 
+def test_the_help_shows_both_relations_of_a_rule():
+    assert "max|min NAME [s.t. NAME >=|<= NUMBER [and ...]]" in " ".join(run("--help").stdout.split())
+
+
 def test_bad_input_is_one_line(workplace):
     assert "--alphas '0:2'" in refused(workplace, "full", "tau", *USUAL, "--alphas", "0:2", "-o", "out")
     assert "is no rule" in refused(workplace, "full", "tau", *USUAL, "--choose", "the best", "-o", "out")

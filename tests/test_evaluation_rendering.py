@@ -21,7 +21,7 @@ from editkit.evaluation.rendering.html import to_html
 from editkit.evaluation.rendering.picture import to_png
 from editkit.evaluation.rendering.rows import BINS, Rows, gap, lines, to_reference
 from editkit.evaluation.rendering.texts import FIRST, MOST, texts
-from editkit.evaluation.rendering.wording import headline
+from editkit.evaluation.rendering.wording import headline, verdict
 
 ROWS = rows()
 LOOKS = styles(MODELS)
@@ -89,6 +89,51 @@ def test_numbers_of_examples_that_differ_are_said_line_by_line():
 def test_the_tail_of_memorization_is_in_the_table():
     text = to_table(report(ROWS, results=[mean("full", "forget", "memorization/ma@1", [0.25] * 39 + [1.0])]))
     assert re.search(r"p95 / max +– +0\.250 / 1\.000 +–", text)
+
+
+def test_what_is_only_yes_or_no_has_no_tail():
+    metric = {
+        "id": "memorization/forgotten@1",
+        "label": "Forgotten",
+        "unit": "",
+        "better": None,
+        "meaning": "",
+        "source": "",
+    }
+    found = [mean("full", "forget", metric["id"], [0.0] * 39 + [1.0])]
+    text = to_table(report(ROWS, results=found, metrics=[metric]))
+    assert "Forgotten" in text and "p95" not in text
+
+
+def test_names_of_metrics_are_cut_only_where_there_is_no_room(monkeypatch):
+    made = report(ROWS, results=[mean(model, "forget", "exposure/gen_exposure@1", [0.5, 1.0]) for model in MODELS])
+    assert "Generalized exposure, nats/token" in to_table(made)
+    monkeypatch.setenv("COLUMNS", "75")
+    assert "Generalized exp…, nats/token" in re.sub(r"\x1b\[[\d;]*m", "", to_table(made, color=True))
+
+
+@pytest.mark.parametrize(
+    ("word", "start"),
+    [
+        ("in-distribution", "By difficulty the forget set cannot be told from never-seen text"),
+        ("out-of-distribution", "By difficulty the forget set can be told from never-seen text"),
+        ("unclear", "Whether the forget set can be told from never-seen text by difficulty is open"),
+    ],
+)
+def test_the_verdict_on_difficulty_says_what_was_compared_with_its_n(word, start):
+    found = {
+        "verdict": word,
+        "auc": 0.5444,
+        "ci_low": 0.4521,
+        "ci_high": 0.6361,
+        "n": 64,
+        "controls": 1096,
+        "text": "so be it",
+    }
+    assert verdict({"distribution": found}) == (
+        f"{start} (AUC 0.544 [0.452, 0.636], 95 % interval, {word}, n = 64 forget and 1,096 never-seen examples): so be it."
+    )
+    assert verdict({"distribution": None}) == ""
 
 
 @pytest.mark.parametrize("n", [1, 3, 6, 9, 30])

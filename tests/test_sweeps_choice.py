@@ -51,7 +51,7 @@ def test_rules(text, place):
 def test_what_is_no_rule_is_refused_with_the_grammar(text):
     with pytest.raises(EditError) as error:
         parse(text)
-    assert "is no rule: write max|min NAME [s.t. NAME >= NUMBER [and ...]]" in str(error.value)
+    assert "is no rule: write max|min NAME [s.t. NAME >=|<= NUMBER [and ...]]" in str(error.value)
 
 
 @pytest.mark.parametrize("number", ["much", "nan", "inf", "0,95"])

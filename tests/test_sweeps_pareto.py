@@ -8,8 +8,8 @@ from editkit.sweeps.pareto import front, knee
 
 def test_what_is_beaten_in_both_is_not_on_the_front():
     points = [(0.0, 1.0), (0.2, 0.8), (0.2, 0.9), (0.1, 0.9), (0.5, 0.5), (0.5, 0.5), (0.4, 0.4)]
-    # (0.2, 0.8) and (0.1, 0.9) are as good as (0.2, 0.9) in one and worse in the other; equal points stay together
-    assert front(points) == [0, 2, 4, 5]
+    # (0.2, 0.8) and (0.1, 0.9) are as good as (0.2, 0.9) in one and worse in the other; the second (0.5, 0.5) adds nothing
+    assert front(points) == [0, 2, 4]
     assert front([None, (0.3, 0.3), None]) == [1] and front([None]) == [] == front([])
 
 
@@ -18,7 +18,16 @@ def test_the_front_is_what_its_definition_says(seed):
     points = np.random.default_rng(seed).integers(0, 8, (40, 2)) / 8
     as_good = (points[:, None] >= points[None]).all(-1)
     better = as_good & (points[:, None] > points[None]).any(-1)
-    assert sorted(front([tuple(point) for point in points.tolist()])) == np.flatnonzero(~better.any(0)).tolist()
+    best = points[~better.any(0)]
+    _, first = np.unique(points, axis=0, return_index=True)
+    expected = [place for place in first.tolist() if (points[place] == best).all(1).any()]
+    assert front([tuple(point) for point in points.tolist()]) == expected
+
+
+def test_of_equal_points_the_smallest_step_is_on_the_front():
+    points = [(0.0, 1.0), (0.0, 1.0), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)]
+    assert front(points, [0.0, 0.25, 4.0, 1.0, 2.0]) == [0, 3]
+    assert front(points, [0.0, 0.25, 2.0, 2.0, 2.0]) == [0, 2]
 
 
 def test_the_knee_is_farthest_beyond_the_chord():

@@ -140,10 +140,28 @@ def test_the_table_is_the_points_in_order():
     lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
     assert lines[0] == ["full - alpha * (tau - before)"]
     assert lines[1] == ["Chosen: alpha 1 (loc), forgetting 0.300 [0.280, 0.320] and retention 0.960 [0.940, 0.980]."]
-    assert ["1", "all", "0.600 [0.580, 0.620]", "0.940 [0.920, 0.960]", "0.250", "0.250", "front, knee"] in lines
-    assert ["2", "loc", "0.500 [0.480, 0.520]", "0.930 [0.910, 0.950]", "0.250", "0.250"] in lines
+    assert ["alpha", "tensors", "forgetting", "retention"] in lines
+    assert ["1", "all", "0.600 ± 0.020", "0.940 ± 0.020", "front, knee"] in lines
+    assert ["2", "loc", "0.500 ± 0.020", "0.930 ± 0.020"] in lines
+    assert "±: half the width of the 95 % interval" in text
     assert "A model that never saw the forget set (never) is at forgetting 0.800." in text
     assert "\x1b" not in text and "\x1b" in to_table(report(), color=True)
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_the_table_is_80_columns_wide_and_no_alpha_is_cut(color, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    labels = ("all", "loc-0.02-of-the-largest-gradients, *.mlp.*, *.self_attn.*, model.norm.weight")
+    points = [(one[0] + 0.12345, *one[1:]) for one in POINTS]
+    text = to_table(report(points, labels, choose="max forgetting"), color=color)
+    plainly = re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()
+    start = next(place for place, line in enumerate(plainly) if line.strip().startswith("alpha"))
+    table = plainly[start : plainly.index("", start)]
+    assert max(map(len, table)) <= 80 and not any("…" in line for line in table)
+    assert {line.split()[0] for line in table} >= {"0", "0.62345", "1.12345", "2.12345"}
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = re.sub(r"\x1b\[[\d;]*m", "", to_table(report(points, labels), color=True))
+    assert all(f" {alpha} " in narrow for alpha in ("0.62345", "1.12345", "2.12345"))
 
 
 def test_with_one_choice_it_is_not_named():
@@ -194,7 +212,9 @@ def test_the_table_of_the_page_has_every_point_and_quantity():
     found = report(choose="max forgetting s.t. retention >= 0.95")
     data = json.loads(Page(to_html(found)).texts["script"][0])
     labels = [column[0] for column in data["columns"]]
+    assert data["columns"][1][:2] == ["alpha", "text"]  # so that the page writes 8 and 0.25, not 8.00 and 0.250
     rows = [dict(zip(labels, row, strict=True)) for row in data["rows"]]
+    assert [row["alpha"] for row in rows] == [0, 0.5, 1, 2, 0.5, 1, 2]
     assert [row["point"] for row in rows][:3] == ["unedited", "alpha 0.5 (all)", "alpha 1 (all)"] and len(rows) == 7
     assert (
         rows[2]["forgetting"] == 0.6
@@ -231,6 +251,31 @@ def test_warnings_of_overlap_and_of_a_reference_that_knows_the_set():
         "3 of the examples to forget are in the retain set too: forgetting them costs retention",
         "the reference gets as many tokens of the forget set right as the unedited model: there is nothing to forget, or it saw the set",
     ]
+
+
+def test_forgetting_more_than_who_never_knew_is_warned_of():
+    """Of the points 0.6 is the knee, and 0.3 the one that the rule chooses; intervals are 0.02 to each side."""
+    rule = "max forgetting s.t. retention >= 0.95"
+    assert warnings(report(choose=rule, reference=0.267)) == [
+        "the chosen point forgets more (0.300) than a model that never saw the forget set (0.267), which shows too: add "
+        "'and forgetting <= 0.267' to the rule"
+    ]
+    assert warnings(report(choose=rule, reference=0.285)) == []  # 0.300 - 0.020 does not lie above it
+    assert warnings(report(choose="max forgetting", reference=0.5))[0].endswith(
+        "add 's.t. forgetting <= 0.500' to the rule"
+    )
+    assert warnings(report(reference=0.5)) == [
+        "the knee forgets more (0.600) than a model that never saw the forget set (0.500), which shows too: give a rule, --choose "
+        "'max forgetting s.t. forgetting <= 0.500'"
+    ]
+    assert warnings(report(choose="max forgetting s.t. retention >= 2", reference=0.1)) == []  # nothing was chosen
+    assert warnings(report(reference=None)) == []
+    assert parse(f"{rule} and forgetting <= 0.267").terms[1].number == 0.267
+
+
+def test_what_equals_the_unedited_model_is_not_on_the_front():
+    found = report([(4.0, 0, 0.0, 1.0), (2.0, 0, 0.5, 0.9), (1.0, 0, 0.5, 0.9), (-0.5, 0, 0.0, 1.0)], labels=("all",))
+    assert found["front"] == [0, 3]
 
 
 def test_same_report_same_bytes(tmp_path):

@@ -231,6 +231,13 @@ def test_other_metrics_may_be_measured_and_asked_for(place):
     lowest = min(rows[1:], key=lambda point: point["values"]["forget.probability"]["value"])
     assert rows[found.report["chosen"]] == lowest
     assert {"more.token_accuracy", "retain.probability"} <= set(rows[0]["values"])
+    names = [one["name"] for one in found.report["quantities"]]
+    assert names[:5] == [
+        "forgetting",
+        "retention",
+        *(f"{name}.token_accuracy" for name in ("forget", "retain", "more")),
+    ]
+    assert names.count("forget.token_accuracy") == 1 and "retain.nll" in names[5:]
 
 
 def test_without_a_retain_set_there_is_no_front(place):

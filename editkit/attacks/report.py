@@ -164,6 +164,7 @@ def _noticed(found: Gathered, verdicts: list[dict[str, Any]], inferred: list[dic
         )
     if inferred and (small := inferred[0].get("unseen", 0)) and small < 100:
         noticed.append(
-            f"{small} unseen texts: false-positive rates below {100 / small:.1f} % are none at all, TPR at 1 % FPR is that at 0"
+            f"with {small} unseen texts the smallest false-positive rate above 0 is {100 / small:.3g} %, so that TPR at 1 % FPR is the rate "
+            "without any false alarm"
         )
     return noticed

@@ -18,7 +18,7 @@ from editkit.errors import EditError, listed
 
 Values = Mapping[str, float | None]
 
-GRAMMAR = "max|min NAME [s.t. NAME >= NUMBER [and ...]]"
+GRAMMAR = "max|min NAME [s.t. NAME >=|<= NUMBER [and ...]]"
 _RELATIONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _TERM = re.compile(r"\s*([\w.-]+?)\s*(>=|<=|>|<)\s*(\S+?)\s*(%?)\s*")
 

@@ -11,17 +11,21 @@ from math import sqrt
 Pair = tuple[float, float]
 
 
-def front(points: Sequence[Pair | None]) -> list[int]:
+def front(points: Sequence[Pair | None], steps: Sequence[float] = ()) -> list[int]:
     """Those points that no other one beats: as high in both coordinates, and higher in one. By rising first coordinate.
 
-    None is a point that is not known, and not on the front.
+    Of equal points the one with the smallest step is on it, the first where `steps` says nothing. None is a point that is not known, and
+    not on the front.
     """
-    known = [(place, point) for place, point in enumerate(points) if point is not None]
+    kept: dict[Pair, int] = {}
+    for place in sorted(range(len(points)), key=lambda place: steps[place] if steps else place):
+        if (point := points[place]) is not None:
+            kept.setdefault(point, place)
 
     def beaten(point: Pair) -> bool:
-        return any(all(a >= b for a, b in zip(other, point, strict=True)) and other != point for _, other in known)
+        return any(all(a >= b for a, b in zip(other, point, strict=True)) and other != point for other in kept)
 
-    return sorted((place for place, point in known if not beaten(point)), key=lambda place: (points[place], place))  # type: ignore[arg-type, return-value]
+    return [kept[point] for point in sorted(kept) if not beaten(point)]
 
 
 def knee(points: Sequence[Pair | None], front: Sequence[int]) -> int | None:

@@ -20,7 +20,7 @@ def concluded(points: Sequence[Mapping[str, Any]], rule: Rule | None) -> dict[st
     The unedited model may be on the front and is never chosen.
     """
     pairs = [_pair(point) for point in points]
-    on = front(pairs)
+    on = front(pairs, [abs(point["alpha"]) for point in points])
     numbers = [values(point) for point in points[1:]]
     chosen = choose(rule, numbers) if rule else None
     near = closest(rule, numbers) if rule and chosen is None else None
@@ -98,4 +98,25 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         found.append(
             "the reference gets as many tokens of the forget set right as the unedited model: there is nothing to forget, or it saw the set"
         )
+    elif level is not None:
+        found += _beyond(report, level)
     return found
+
+
+def _beyond(report: Mapping[str, Any], level: float) -> list[str]:
+    """Whether the point that matters forgets more than a model that never knew, with its whole interval."""
+    text = report["settings"]["choose"]
+    place, role = (report["knee"], "knee") if text is None else (report["chosen"], "chosen point")
+    if place is None:
+        return []
+    score = report["points"][place]["values"]["forgetting"]
+    if score["ci_low"] is None or score["ci_low"] <= level:
+        return []
+    limit = f"forgetting <= {level:.3f}"
+    if text is None:
+        what = f"give a rule, --choose 'max forgetting s.t. {limit}'"
+    else:
+        what = f"add '{'and' if 's.t.' in text else 's.t.'} {limit}' to the rule"
+    return [
+        f"the {role} forgets more ({score['value']:.3f}) than a model that never saw the forget set ({level:.3f}), which shows too: {what}"
+    ]

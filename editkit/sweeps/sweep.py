@@ -27,7 +27,7 @@ from editkit.sweeps.choice import check, parse
 from editkit.sweeps.evaluating import Evaluation
 from editkit.sweeps.rendering import write_report
 from editkit.sweeps.report import command, concluded, refusal, warnings
-from editkit.sweeps.scores import DERIVED, derived, measured, metrics_for, quantities, refuse_unequipped
+from editkit.sweeps.scores import DERIVED, derived, measured, metrics_for, quantities, refuse_unequipped, stem
 from editkit.sweeps.walk import walk
 from editkit.training.devices import unfit
 from editkit.training.loading import split
@@ -278,7 +278,7 @@ def _described(place: grid.Choice, plan: Subtraction, base: Checkpoint) -> dict[
 
 
 def _quantities(metrics: Sequence[Metric], sets: Sequence[str]) -> list[dict[str, Any]]:
-    """What the points have values of, under the names that a rule uses."""
+    """What the points have values of, under the names that a rule uses; first what follows from token accuracy, and that."""
     own = [
         {"name": name, "label": label, "unit": "", "better": "higher", "meaning": meaning, "source": ""}
         for name, (label, of, meaning) in DERIVED.items()
@@ -286,7 +286,7 @@ def _quantities(metrics: Sequence[Metric], sets: Sequence[str]) -> list[dict[str
     ]
     others = [
         {"name": name, **{key: value for key, value in one.described().items() if key != "id"}, "metric": one.id}
-        for name, one in quantities(metrics, sets).items()
+        for name, one in sorted(quantities(metrics, sets).items(), key=lambda pair: stem(pair[1]) != "token_accuracy")
     ]
     return own + others
 

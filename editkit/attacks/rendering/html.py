@@ -6,7 +6,7 @@ from typing import Any
 
 import editkit
 from editkit.attacks.rendering import wording
-from editkit.attacks.rendering.wording import SIDES, Report, area, interval, percent, word
+from editkit.attacks.rendering.wording import SIDES, Report, area, both, interval, percent, word
 from editkit.diffing.measures import UNDEFINED
 from editkit.diffing.rendering.html import Columns, Rows, compose
 from editkit.errors import printable
@@ -34,6 +34,7 @@ def to_html(report: Report) -> str:
         curves=[_curve(one) for one in report["curves"]],
         membership=[_scores(one) for one in report["membership"]],
         sizes=next(((one["members"], one["unseen"]) for one in report["membership"] if "members" in one), None),
+        below=wording.BELOW,
         target=next((one["target"] for one in report["membership"] if "target" in one), None),
         notes=[*wording.reasons(report), *wording.skipped(report)],
         rule=wording.RULE,
@@ -51,17 +52,17 @@ def _models(report: Report) -> dict[str, Mapping[str, Any]]:
 
 
 def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
-    def both(side: str) -> str:
-        before, after = one[f"{side}_before"], one[f"{side}_after"]
-        return f"{percent(before)} → {percent(after)}" if wording.known(after) else percent(before)
-
     marks = [
         _mark(side, when, one[f"{side}_{when}"])
         for side in ("control", "original", "edited")
         for when in ("before", "after")
         if wording.known(one[f"{side}_{when}"])
     ]
-    cells = [f"{percent(one['edited_before'])} → {interval(one['edited_after'])}", both("original"), both("control")]
+    cells = [
+        f"{percent(one['edited_before'])} → {interval(one['edited_after'])}",
+        both(one, "original"),
+        both(one, "control"),
+    ]
     cells += [*(interval(one[key]) for key in ("recovered", "excess", "judged")), f"{one['n']:,}"]
     return {"label": one["label"], "verdict": word(one["verdict"]), "marks": marks, "cells": cells}
 

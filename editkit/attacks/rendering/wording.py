@@ -17,6 +17,7 @@ from editkit.errors import listed, printable
 Report = Mapping[str, Any]
 Found = Mapping[str, Any] | str | None
 
+UNKNOWN = "unknown"
 SIDES = {"edited": "model", "original": "base", "control": "reference"}
 RULE = (
     f"An edit survives an attack where the whole 95 % interval of what came back lies below {100 * TOLERATED:g} % of what the edit took away; it recovers "
@@ -26,6 +27,7 @@ RULE = (
     "nothing. A membership score leaks where the interval of its AUC leaves out that of the control (0.5 without one), and is survived where it "
     f"holds it and is no wider than {AUC_TOLERATED:g} on each side. These limits are ours, not of a paper."
 )
+BELOW = "An AUC below 0.5: the forget set looks less likely than unseen text. Both sides count."
 
 
 def known(found: Found) -> bool:
@@ -42,6 +44,50 @@ def interval(found: Found) -> str:
     if not isinstance(found, Mapping) or found["ci_low"] is None:
         return percent(found)
     return f"{percent(found)} [{_hundred(found['ci_low'])}, {_hundred(found['ci_high'])}]"
+
+
+def around(found: Found, *, percent: bool = False) -> str:
+    """A value and half the width of its 95 % interval, or an interval that leaves the value out.
+
+    >>> around({"value": 0.072, "ci_low": 0.05, "ci_high": 0.1}, percent=True), around({"value": 0.7, "ci_low": 0.6, "ci_high": 0.8})
+    ('7.2 ± 2.5', '0.700 ± 0.100')
+    """
+    if not isinstance(found, Mapping):
+        return "unknown" if found else UNDEFINED
+    write = _hundred if percent else "{:.3f}".format
+    low, high = found["ci_low"], found["ci_high"]
+    if low is None or high is None:
+        return write(found["value"])
+    inside = low <= found["value"] <= high
+    return (
+        f"{write(found['value'])} ± {write((high - low) / 2)}"
+        if inside
+        else f"{write(found['value'])} [{write(low)}, {write(high)}]"
+    )
+
+
+def both(one: Mapping[str, Any], side: str) -> str:
+    """Before and after the attack, in per cent."""
+    before, after = one[f"{side}_before"], one[f"{side}_after"]
+    return f"{percent(before)} → {percent(after)}" if known(after) else percent(before)
+
+
+def originals(report: Report) -> str:
+    """Where the original is before any attack, and n; and what attacks it is otherwise for."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for one in sorted(report["verdicts"], key=lambda one: -one["n"]):
+        found.setdefault((percent(one["original_before"]), one["n"]), []).append(one["label"])
+    (level, n), *others = found
+    said = [f"Original, before: {level}; n = {n:,} {plural('example', n)}"]
+    for other, some in others:
+        said.append(f"{'' if other == level else f'{other}, '}n = {some:,} for {listed(found[other, some])}")
+    return "; ".join(said) + "."
+
+
+def texts(report: Report) -> str:
+    """Of how many texts membership is told."""
+    sizes = next(((one["members"], one["unseen"]) for one in report["membership"] if "members" in one), None)
+    return f", n = {sizes[0]:,} and {sizes[1]:,}" if sizes else ""
 
 
 def _hundred(share: float) -> str:
@@ -94,7 +140,9 @@ def called(model: Mapping[str, Any]) -> str:
 
 def headline(report: Report) -> str:
     """What happened, in one sentence or two."""
-    words = [word(one["verdict"]) for one in report["verdicts"]]
+    unknown = [one["verdict"] for one in report["verdicts"] if word(one["verdict"]) == UNKNOWN]
+    words = [text for one in report["verdicts"] if (text := word(one["verdict"])) != UNKNOWN]
+    scores = [one for one in report["membership"] if word(one["verdict"]) != UNKNOWN]
     total, back = len(words), words.count(RECOVERS)
     said = []
     if back:
@@ -103,13 +151,20 @@ def headline(report: Report) -> str:
         )
     elif total and words.count(SURVIVES) == total:
         said.append(f"The edit survives all {total} attacks." if total > 1 else "The edit survives the attack.")
+    elif total and SURVIVES not in words:
+        said.append(
+            f"Whether the edit survives is unclear under {f'all {total} attacks' if total > 1 else 'the attack'}."
+        )
     elif total:
         rest = ", ".join(f"{words.count(one)} {one}" for one in dict.fromkeys(words) if one != SURVIVES)
         said.append(
             f"The edit survives {words.count(SURVIVES)} of {total} {plural('attack', total)}, and none is seen to bring back what was "
             f"forgotten ({rest})."
         )
-    if scores := report["membership"]:
+    if unknown:
+        what = f"{len(unknown)} more cannot" if total else "No attack can" if scores else "Nothing can"
+        said.append(f"{what} be judged: {'; '.join(text.partition(': ')[2] for text in dict.fromkeys(unknown))}.")
+    if scores:
         leaks = sum(word(one["verdict"]) == LEAKS for one in scores)
         none = "No membership score tells that it was trained on"
         some = f"{leaks} of {len(scores)} membership scores {'tell' if leaks > 1 else 'tells'} that it was trained on"

@@ -1,7 +1,7 @@
 """An evaluation for the terminal: metrics down, models across, every mean with half the width of its 95 % interval."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 from editkit.diffing.measures import UNDEFINED
@@ -9,16 +9,17 @@ from editkit.diffing.rendering.table import Sheet
 from editkit.diffing.rendering.wording import plural
 from editkit.errors import printable
 from editkit.evaluation.rendering import wording
-from editkit.evaluation.rendering.rows import FORGET, Line, Report, Result, groups, known, lines, roles
+from editkit.evaluation.rendering.rows import FORGET, Line, Report, Result, groups, known, lines, roles, stem
 
 PLAIN = 100  # columns, where the text does not go to a terminal
-_METRIC = 28  # columns: the most for the name of a metric
+_METRIC = (100, 28)  # columns: the most for the name of a metric, where there is room and where there is little
 _LAYOUTS = (
     (24, False),
     (0, False),
     (9, True),
 )  # columns: the most for a model, where letters do not stand for it; whether intervals go below
 _TAILED = "Memorization"  # whose mean hides the few examples that an attack would go for
+_YES_OR_NO = "forgotten"  # of an example, which has no tail
 
 Styled = tuple[str, str]
 
@@ -44,9 +45,8 @@ def results_table(report: Mapping[str, Any], *, color: bool) -> str:
     sheet.say(wording.headline(report), "bold")
     if text := wording.verdict(report):
         sheet.say(text)
-    entries = list(_entries(found, list(roles(report))))
-    if entries:
-        for line, style in _laid(entries, report, sheet.width if color else PLAIN):
+    if any(known(one) for line in found for one in line.results.values()):
+        for line, style in _laid(found, report, sheet.width if color else PLAIN):
             sheet.say(line, style)
         sheet.say("")
         sheet.say("±: half the width of the 95 % bootstrap interval over examples; results.json has its limits.", "dim")
@@ -59,7 +59,8 @@ def results_table(report: Mapping[str, Any], *, color: bool) -> str:
     return sheet.text()
 
 
-def _entries(found: Sequence[Line], labels: Sequence[str]) -> Iterator[Entry]:
+def _entries(found: Sequence[Line], labels: Sequence[str], most: int) -> Iterator[Entry]:
+    """most: columns for the name of a metric."""
     for (suite, name), group in groups(line for line in found if any(map(known, line.results.values()))).items():
         sizes = {n for line in group for n in line.n}
         shared = f", n = {sizes.pop():,}" if len(sizes) == 1 else ""
@@ -67,8 +68,9 @@ def _entries(found: Sequence[Line], labels: Sequence[str]) -> Iterator[Entry]:
         for line in group:
             told = "" if shared or not line.n else f" (n = {wording.size(line)})"
             results = [line.results.get(label) for label in labels]
-            yield Entry(wording.label(line.metric, _METRIC) + told, tuple(_cell(line, one) for one in results))
-            if suite == _TAILED and name == FORGET and any(one and one.get("p95") is not None for one in results):
+            yield Entry(wording.label(line.metric, most) + told, tuple(_cell(line, one) for one in results))
+            tailed = suite == _TAILED and name == FORGET and stem(line.metric) != _YES_OR_NO
+            if tailed and any(one and one.get("p95") is not None for one in results):
                 yield Entry("  p95 / max", tuple(_tail(line, one) for one in results))
 
 
@@ -85,16 +87,19 @@ def _tail(line: Line, result: Result | None) -> Cell:
     return Cell(wording.write(line.metric, result["p95"]), f" / {wording.write(line.metric, result['max'])}")
 
 
-def _laid(entries: Sequence[Entry], report: Report, width: int) -> Iterator[Styled]:
-    """The models side by side; as letters, or with the intervals below the values, if that spares a second table below the first."""
-    first = max(_wide(entry.name) for entry in entries if entry.cells)
+def _laid(found: Sequence[Line], report: Report, width: int) -> Iterator[Styled]:
+    """The models side by side; metrics cut, models as letters, or intervals below the values, if that spares a second table below the first."""
     layouts = []
-    for most, below in _LAYOUTS:
+    for (most, below), longest in product(_LAYOUTS, _METRIC):
+        entries = list(_entries(found, list(roles(report)), longest))
+        first = max(_wide(entry.name) for entry in entries if entry.cells)
         heads, key = _heads(report, most)
         cells = zip(*(entry.cells for entry in entries if entry.cells), strict=True)
-        columns = [_Column(head, found, below) for head, found in zip(heads, cells, strict=True)]
-        layouts.append((_parts([column.width for column in columns], width - first), columns, key))
-    parts, columns, key = min(layouts, key=lambda layout: len(layout[0]))
+        columns = [_Column(head, cell, below) for head, cell in zip(heads, cells, strict=True)]
+        parts = _parts([column.width for column in columns], width - first)
+        needed = first + max(sum(columns[place].width for place in part) for part in parts)
+        layouts.append(((len(parts), max(needed - width, 0)), parts, entries, first, columns, key))
+    _, parts, entries, first, columns, key = min(layouts, key=lambda layout: layout[0])
     if key:
         yield key, ""
     for part in parts:

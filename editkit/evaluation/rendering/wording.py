@@ -33,6 +33,11 @@ OVERALL = {
 }  # fmt: skip
 """Stem -> set of other metrics that belong at the top of a page, the most telling first; None is over the sets."""
 _ROLE = {"model": "", "base": "base", "reference": "reference"}
+_TOLD_APART = {
+    "in-distribution": "By difficulty the forget set cannot be told from never-seen text",
+    "out-of-distribution": "By difficulty the forget set can be told from never-seen text",
+    "unclear": "Whether the forget set can be told from never-seen text by difficulty is open",
+}
 
 
 def write(metric: Metric, value: float | None) -> str:
@@ -158,10 +163,10 @@ def verdict(report: Report) -> str:
     if not found:
         return ""
     limits = "" if found["ci_low"] is None else f" [{found['ci_low']:.3f}, {found['ci_high']:.3f}]"
-    auc = "" if found["auc"] is None else f"AUC of difficulty {found['auc']:.3f}{limits}, 95 % interval, "
+    auc = "" if found["auc"] is None else f"AUC {found['auc']:.3f}{limits}, 95 % interval, "
     return (
-        f"The forget set is {found['verdict'] if found['verdict'] != 'unclear' else 'in- or out-of-distribution, which is unclear'} "
-        f"({auc}n = {found['n']:,} forget and {found['controls']:,} never-seen examples): {printable(found['text'])}."
+        f"{_TOLD_APART[found['verdict']]} ({auc}{found['verdict']}, n = {found['n']:,} forget and {found['controls']:,} never-seen examples): "
+        f"{printable(found['text'])}."
     )
 
 

@@ -109,7 +109,7 @@ def _table(report: Report) -> tuple[Columns, Rows]:
         row["name"]: (row["name"], "number", f"{row['label']}{', ' * bool(row['unit'])}{row['unit']}")
         for row in report["quantities"]
     }
-    columns = [("point", "text", ""), ("alpha", "number", "")]
+    columns = [("point", "text", ""), ("alpha", "text", "")]  # a number as it was asked for, with no digits added
     for name in names:
         columns.append(kinds[name])
         if name in AXES:

@@ -71,7 +71,9 @@ def tip(report: Report, place: int) -> str:
     lines = [printable(named(report, place)), *(value(report, place, name, True) for name in AXES)]
     others = [row["name"] for row in report["quantities"] if row["name"] not in AXES]
     lines += [value(report, place, name, True) for name in others[:6]]
-    lines.append("on the front" if place in report["front"] else "another point is better in both" if place else "")
+    lines.append(
+        "on the front" if place in report["front"] else "another point is as good in both, or better" if place else ""
+    )
     return "\n".join(filter(None, lines))
 
 
@@ -92,6 +94,18 @@ def written(one: Mapping[str, Any]) -> str:
         return UNDEFINED
     limits = f" [{plain(one['ci_low'])}, {plain(one['ci_high'])}]" if one.get("ci_low") is not None else ""
     return plain(one["value"]) + limits
+
+
+def around(one: Mapping[str, Any] | None) -> str:
+    """A value and half the width of its 95 % interval.
+
+    >>> around({"value": 0.5, "ci_low": 0.4, "ci_high": 0.61234}), around({"value": None}), around(None)
+    ('0.500 ± 0.106', '–', '–')
+    """
+    if one is None or one["value"] is None:
+        return UNDEFINED
+    low, high = one["ci_low"], one["ci_high"]
+    return plain(one["value"]) + (f" ± {plain((high - low) / 2)}" if low is not None else "")
 
 
 def plain(number: float) -> str:

@@ -11,6 +11,7 @@ DERIVED = (
     "forgetting: 1 - token accuracy on forget / that of the unedited model. retention: token accuracy on retain / that of the "
     "unedited model. Both are teacher-forced, with 95 % paired bootstrap intervals over examples."
 )
+LEGEND = "±: half the width of the 95 % interval; its limits are in sweep.json. front: no other point beats it."
 
 
 def names(report: Report) -> str:
