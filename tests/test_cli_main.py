@@ -114,8 +114,19 @@ def test_a_bar_on_a_terminal(monkeypatch):
             advance(step + 1, 4)
 
 
+@pytest.fixture
+def no_signal_ignored():
+    """Under nohup SIGHUP is ignored, and stays so."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    for number, handler in before.items():
+        signal.signal(number, signal.default_int_handler if handler == signal.SIG_IGN else handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
-def test_a_signal_unwinds_and_a_second_one_does_not_stop_the_clean_up(number, code):
+def test_a_signal_unwinds_and_a_second_one_does_not_stop_the_clean_up(number, code, no_signal_ignored):
     cleaned = []
 
     class Killed(EditError):  # raised by `do`: what a run is doing when the signal comes
