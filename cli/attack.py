@@ -1,7 +1,5 @@
 """`editkit attack MODEL [KIND]... --forget F -o DIR`."""
 
-import json
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,10 @@ import click
 
 import editkit
 
-from .main import fail
 from .options import as_json as json_option
 from .options import computing, examples, output, prompt_template, quiet
 from .progress import Advance, progress
+from .reporting import show
 
 KINDS = ("quantize", "relearn", "membership", "paraphrase", "all")
 COUNT = click.IntRange(min=1)
@@ -87,12 +85,4 @@ def command(model: str, output: Path, as_json: bool, quiet: bool, **settings: An
         return progress(name, unit="sets" if name.endswith("measured") else "steps", quiet=quiet)
 
     report = editkit.attack(model, output, stage=stage, **settings)
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    elif not quiet:
-        from editkit.attacks.rendering import to_table
-
-        click.echo(to_table(report, color=sys.stdout.isatty()), nl=False)
-        click.echo(f"{output} written, with report.html")
-    for warning in report["warnings"]:
-        fail(f"warning: {warning}", 0)
+    show(report, "attacks", output, "report.html", as_json=as_json, quiet=quiet)

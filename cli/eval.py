@@ -1,7 +1,5 @@
 """`editkit eval MODEL... --forget F --retain R -o DIR`."""
 
-import json
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from .options import as_json as json_option
 from .options import computing, examples, output, prompt_template, quiet, readers
 from .options import sets as set_files
 from .progress import Advance, progress
+from .reporting import show
 
 COUNT = click.IntRange(min=1)
 
@@ -107,15 +106,7 @@ def command(
             said = f"go on with --resume (what was done is in {kept.name} beside {output})"
             fail(f"interrupted: {said if kept.exists() else 'no set was finished yet, so nothing is kept'}", 0)
             raise
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    elif not quiet:
-        from editkit.evaluation.rendering import to_table
-
-        click.echo(to_table(report, color=sys.stdout.isatty()), nl=False)
-        click.echo(f"{output} written, with report.html")
-    for warning in report["warnings"]:
-        fail(f"warning: {warning}", 0)
+    show(report, "evaluation", output, "report.html", as_json=as_json, quiet=quiet)
 
 
 def _again(

@@ -1,7 +1,5 @@
 """`editkit localize MODEL --forget F --retain R -o LOC`."""
 
-import json
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from .main import fail
 from .options import as_json as json_option
 from .options import computing, examples, output, prompt_template, quiet, threads
 from .progress import Advance, progress
+from .reporting import show
 
 METHODS = ("memflex", "salun", "wagle", "fisher", "snip", "path", "magnitude", "random")
 COUNT = click.IntRange(min=1)
@@ -100,12 +99,4 @@ def command(model: str, output: Path, as_json: bool, quiet: bool, **settings: An
         if (kept := unfinished_folder(output)).exists():
             fail(f"interrupted: go on with --resume (what was done is in {kept.name} beside {output})", 0)
         raise
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    elif not quiet:
-        from editkit.localization.rendering import to_table
-
-        click.echo(to_table(report, color=sys.stdout.isatty()), nl=False)
-        click.echo(f"{output} written, with localization.html")
-    for warning in report["warnings"]:
-        fail(f"warning: {warning}", 0)
+    show(report, "localization", output, "localization.html", as_json=as_json, quiet=quiet)

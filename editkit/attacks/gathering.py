@@ -54,17 +54,14 @@ class Gathered:
     attacks: dict[str, Attack] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    _places: dict[tuple[str, str, str, int | None], list[Row]] = field(default_factory=dict)
 
     def column(
         self, role: str, attack: str, column: str, name: str = FORGET, step: int | None = None
     ) -> dict[int, float]:
         """Index -> value, of the examples that have one."""
-        place = (role, attack, name, step)
-        return {
-            row["index"]: row[column]
-            for row in self.rows
-            if (row["role"], row["attack"], row["set"], row.get("step")) == place and row.get(column) is not None
-        }
+        rows = self._places.get((role, attack, name, step), [])
+        return {row["index"]: row[column] for row in rows if row.get(column) is not None}
 
     def add(
         self, rows: list[Row], role: str, attack: Attack, *, step: int | None = None, indices: list[int] | None = None
@@ -75,7 +72,9 @@ class Gathered:
             place = {"role": role, "attack": attack.id, "set": row["set"], "index": indices[at] if indices else at}
             texts = {key: row[key] for key in ("prompt", "answer") if attack.id == PLAIN and role == "model"}
             measured = {key: value for key, value in row.items() if key not in _SHOWN}
-            self.rows.append({**place, **({"step": step} if step is not None else {}), **texts, **measured})
+            made = {**place, **({"step": step} if step is not None else {}), **texts, **measured}
+            self.rows.append(made)
+            self._places.setdefault((role, attack.id, row["set"], step), []).append(made)
 
 
 def gather(

@@ -134,12 +134,6 @@ def _efficacy(data: Data) -> dict[str, np.ndarray]:
     return {FORGET: np.stack(parts, 1)}
 
 
-def _outliers(data: Data) -> dict[str, np.ndarray]:
-    ma = data[FORGET]["ma"]
-    outside = np.stack([ma <= memorization.OVER_FORGOTTEN, ma >= memorization.MEMORIZED], 1)
-    return {FORGET: np.where(np.isnan(ma)[:, None], np.nan, outside)}
-
-
 _RATIO = ("paraphrased_nll", "perturbed_nll")
 _UTILITY = ("nll", "rougeL_recall", *_RATIO)
 _SIMILAR = ("cosine", "entails_truth", "entailed_by_truth")
@@ -162,7 +156,7 @@ METRICS: tuple[Metric, ...] = (
     Each("memorization/ma@1", "MA", "Memorization accuracy: share of the true tokens that are the most likely ones, end of text left out.", MEMORIZED, ("ma",), each=_column("ma")),
     Each("memorization/el_10@1", "EL_10", "Extraction likelihood: share of the 10-grams of the true rest that the greedy continuation holds, mean over all prefixes.", MEMORIZED, ("el_10",), sets=(FORGET, UNSEEN), each=_column("el_10")),
     Each("memorization/extraction_strength@1", "Extraction strength", "1 - the shortest prefix, as a share, after which all true tokens are the most likely ones.", "arXiv 2310.08144", ("extraction_strength",), each=_column("extraction_strength")),
-    Overall("memorization/outliers@1", "Outliers", "Examples with MA of 0.15 or less plus examples with MA of 0.60 or more.", MEMORIZED, ("ma",), unit="examples", better=None, sets=(FORGET,), parts=_outliers, value=lambda drawn: np.nansum(drawn[FORGET], (-2, -1))),
+    Overall("memorization/outliers@1", "Outliers", "Examples with MA of 0.15 or less plus examples with MA of 0.60 or more.", MEMORIZED, ("ma",), unit="examples", better=None, sets=(FORGET,), parts=lambda data: {FORGET: memorization.outlying(data[FORGET]["ma"])}, value=lambda drawn: np.nansum(drawn[FORGET], (-2, -1))),
     Each("memorization/forgotten@1", "Forgotten", "Share of the examples whose MA is at or below the mean of never-seen text.", MEMORIZED, ("ma",), better=None, sets=(FORGET,), against=UNSEEN, each=lambda data, _, unseen: memorization.forgotten(data["ma"], unseen["ma"])),
     Each("knowundo/unlearn_success@1", "Unlearn success", "100 - token accuracy on forget, in per cent.", KNOWUNDO, ("token_accuracy",), unit="%", better=None, sets=(FORGET,), each=lambda data, _: 100 * (1 - data["token_accuracy"])),
     Each("knowundo/retention_success@1", "Retention success", "Token accuracy on retain, in per cent, mean over examples.", KNOWUNDO, ("token_accuracy",), unit="%", sets=(RETAIN,), each=lambda data, _: 100 * data["token_accuracy"]),

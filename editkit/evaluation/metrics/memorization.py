@@ -73,8 +73,19 @@ def outliers(ma: ArrayLike) -> Outliers:
     >>> outliers([0.0, 0.15, 0.3, 0.6])
     Outliers(over_forgotten=2, memorized=1)
     """
-    found = known(ma)
-    return Outliers(int((found <= OVER_FORGOTTEN).sum()), int((found >= MEMORIZED).sum()))
+    low, high = np.nansum(outlying(ma), axis=0)
+    return Outliers(int(low), int(high))
+
+
+def outlying(ma: ArrayLike) -> Array:
+    """1.0 where an example is an outlier below, and above, else 0.0: [n] to [n, 2]; NaN where MA is unknown.
+
+    >>> outlying([0.0, 0.3, 0.6]).tolist()
+    [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]
+    """
+    found = np.asarray(ma, np.float64)[:, None]
+    outside = np.concatenate([found <= OVER_FORGOTTEN, found >= MEMORIZED], axis=1)
+    return np.where(np.isnan(found), np.nan, outside)
 
 
 def forgotten(values: ArrayLike, unseen: ArrayLike) -> Array:
