@@ -25,6 +25,16 @@ COMMANDS = (
     "localize compare",
     "negate",
     "task-vector",
+    "conflicts",
+    "merge",
+    "bake",
+    "extract-lora",
+    "patch create",
+    "patch apply",
+    "patch undo",
+    "patch verify",
+    "patch info",
+    "verify",
     "finetune",
     "unlearn",
     "eval",
@@ -53,6 +63,8 @@ class Commands(click.Group):
             args
         ) > 1:  # two words; a model of the second's name is ./compare
             return name, self.get_command(ctx, name), args[2:]
+        if (inner := [one for one in COMMANDS if one.startswith(f"{args[0]} ")]) and args[0] not in COMMANDS:
+            raise click.UsageError(f"'{args[0]}' has commands of its own: {', '.join(inner)}", ctx)
         return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **settings: Any) -> click.Context:
@@ -154,7 +166,8 @@ def _help_of(error: click.ClickException) -> str:
     "\n\b\nExit codes:\n"
     "  0      done\n"
     "  1      nothing changed, a --fail-if rule holds, --mask found a change outside, --exit-code found differences,\n"
-    "         or no point of a sweep meets --choose\n"
+    "         no point of a sweep meets --choose, verify found a difference or nothing to go by, or patch verify a MODEL\n"
+    "         that is neither side\n"
     "  2      bad input: one line on stderr says what, where and what to do; nothing is left behind\n"
     "         (localize, unlearn and eval may keep finished work for --resume, and then say so)\n"
     "  70     a bug in editkit, with its traceback\n"

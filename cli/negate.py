@@ -12,7 +12,7 @@ from click.core import ParameterSource
 import editkit
 
 from .main import fail
-from .options import allow_other_base, examples, mask, output, quiet, threads
+from .options import allow_other_base, examples, mask, output, patch, quiet, threads
 from .options import as_json as json_option
 from .progress import Advance, progress
 from .tuning import describe
@@ -38,6 +38,7 @@ class GlobAlpha(click.ParamType):
         "editkit negate model tau.safetensors --alpha 0.8 --only '*.mlp.*' -o edited",
         "editkit negate model --forget forget.jsonl --vector-base before --alpha 1.0 -o edited",
         "editkit negate model tuned --alpha 1.0 --mask loc -o edited",
+        "editkit negate model tuned --alpha 1.0 --patch edit.editpatch -o edited",
     )
 )
 @click.argument("model")
@@ -64,6 +65,7 @@ class GlobAlpha(click.ParamType):
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of stochastic rounding and of fine-tuning.")
 @click.option("--shard-size", type=int, metavar="BYTES", help="Write new shards of this size.  [default: MODEL's own]")
+@patch
 @click.option("--no-report", is_flag=True, help="Leave out the diff report in OUT/diff.")
 @click.option(
     "--dry-run", is_flag=True, help="Check names, shapes and output and list the tensors to edit; write nothing."
@@ -110,7 +112,7 @@ def command(
             json.dumps({**asdict(result), "output": result.output and str(result.output), "report": None}, indent=2)
         )
     elif not quiet:
-        click.echo(_summary(result))
+        click.echo(summary(result))
     for warning in result.warnings:
         fail(f"warning: {warning}", 0)
     return 0 if result.changed or settings["dry_run"] else editkit.NothingChanged.exit_code
@@ -138,7 +140,7 @@ def _forget(
     return result
 
 
-def _summary(result: "editkit.Negation") -> str:
+def summary(result: "editkit.Negation") -> str:
     """What was asked for and what arrived, per layer, as a plain table."""
     if result.output is None:
         lines = [f"{alpha:>8g}  {name}" for name, alpha in result.alphas.items()]

@@ -37,6 +37,12 @@ def quiet(function: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; errors still show.")(function)
 
 
+def patch(function: F) -> F:
+    """`--patch FILE`, given as `patch: str | None`."""
+    said = "Write a patch too, of which `editkit patch undo OUT FILE` makes MODEL again; ends in .editpatch."
+    return click.option("--patch", metavar="FILE", help=said)(function)
+
+
 def threads(function: F) -> F:
     """`--threads N`, given as `threads: int | None`."""
     count = click.IntRange(min=1)

@@ -12,7 +12,7 @@ import click
 import editkit
 
 from .main import fail
-from .options import allow_other_base, computing, examples, mask, output, prompt_template, quiet
+from .options import allow_other_base, computing, examples, mask, output, patch, prompt_template, quiet
 from .options import as_json as json_option
 from .progress import Advance, line, progress
 from .reporting import show
@@ -119,6 +119,7 @@ TRAINING = ("unlearn", "control")
     type=click.Choice(["adapter", "checkpoint", "vector"]),
     help="What is written.  [default: checkpoint; adapter with --lora]",
 )
+@patch
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of the examples, and what is drawn.")
 @computing
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run to the same output.")
@@ -160,7 +161,8 @@ class Shown:
     def stage(self, name: str) -> AbstractContextManager[Advance | None]:
         """The progress of one part of the work."""
         self._name, self._losses, self._look = name, "", ""
-        return progress(name, unit="steps" if name in TRAINING else "texts", quiet=self._quiet, text=self._text)
+        unit = "steps" if name in TRAINING else "bytes" if name == "patch" else "texts"
+        return progress(name, unit=unit, quiet=self._quiet, text=self._text)
 
     def observe(self, found: Mapping[str, Any]) -> None:
         """Hear a line of the log."""

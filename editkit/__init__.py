@@ -15,20 +15,29 @@ from editkit.errors import EditError, GateFailed, NothingChanged
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from editkit.adapters.combine import combine as combine_adapters
+    from editkit.adapters.extract import extract_lora
     from editkit.attacks.attack import attack
     from editkit.checkpoint.inspection import inspect_checkpoint as inspect
     from editkit.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
     from editkit.checkpoint.writer import write_checkpoint
     from editkit.diffing.diff import diff
+    from editkit.editing.bake import bake
     from editkit.editing.forget import forget
     from editkit.editing.negate import Negation, negate
     from editkit.evaluation.evaluate import evaluate, evaluate_rows
     from editkit.localization.compare import compare as compare_localizations
     from editkit.localization.localize import localize
+    from editkit.merging.conflicts import conflicts
+    from editkit.merging.merge import Merged, merge
+    from editkit.patching.apply import apply_patch, undo_patch
+    from editkit.patching.create import create_patch
+    from editkit.patching.inspection import inspect_patch, verify_patch
     from editkit.sweeps.sweep import sweep
     from editkit.training.finetune import Finetuned, finetune
     from editkit.unlearning.unlearn import unlearn
     from editkit.vectors.task_vector import task_vector
+    from editkit.verification.verify import verify
 
 _HOME = {
     "attack": "editkit.attacks.attack:attack",
@@ -38,15 +47,27 @@ _HOME = {
     "inspect": "editkit.checkpoint.inspection:inspect_checkpoint",
     "write_checkpoint": "editkit.checkpoint.writer:write_checkpoint",
     "diff": "editkit.diffing.diff:diff",
+    "bake": "editkit.editing.bake:bake",
+    "extract_lora": "editkit.adapters.extract:extract_lora",
     "forget": "editkit.editing.forget:forget",
     "negate": "editkit.editing.negate:negate",
     "Negation": "editkit.editing.negate:Negation",
     "evaluate": "editkit.evaluation.evaluate:evaluate",
     "evaluate_rows": "editkit.evaluation.evaluate:evaluate_rows",
     "localize": "editkit.localization.localize:localize",
+    "combine_adapters": "editkit.adapters.combine:combine",
+    "conflicts": "editkit.merging.conflicts:conflicts",
+    "merge": "editkit.merging.merge:merge",
+    "Merged": "editkit.merging.merge:Merged",
     "compare_localizations": "editkit.localization.compare:compare",
     "finetune": "editkit.training.finetune:finetune",
     "Finetuned": "editkit.training.finetune:Finetuned",
+    "apply_patch": "editkit.patching.apply:apply_patch",
+    "create_patch": "editkit.patching.create:create_patch",
+    "inspect_patch": "editkit.patching.inspection:inspect_patch",
+    "undo_patch": "editkit.patching.apply:undo_patch",
+    "verify": "editkit.verification.verify:verify",
+    "verify_patch": "editkit.patching.inspection:verify_patch",
     "sweep": "editkit.sweeps.sweep:sweep",
     "unlearn": "editkit.unlearning.unlearn:unlearn",
     "task_vector": "editkit.vectors.task_vector:task_vector",
@@ -57,24 +78,36 @@ __all__ = [
     "EditError",
     "Finetuned",
     "GateFailed",
+    "Merged",
     "Negation",
     "NothingChanged",
     "TensorInfo",
     "__version__",
+    "apply_patch",
     "attack",
+    "bake",
+    "combine_adapters",
     "compare_localizations",
+    "conflicts",
+    "create_patch",
     "diff",
     "evaluate",
     "evaluate_rows",
+    "extract_lora",
     "finetune",
     "forget",
     "inspect",
+    "inspect_patch",
     "localize",
+    "merge",
     "negate",
     "open_checkpoint",
     "sweep",
     "task_vector",
+    "undo_patch",
     "unlearn",
+    "verify",
+    "verify_patch",
     "write_checkpoint",
 ]
 

@@ -22,6 +22,7 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _WRAPPERS = ("base_model.model.", "model.", "transformer.", "gpt_neox.", "language_model.")
 _HEADS = frozenset("lm_head embed_out output".split())
 _EMBEDDINGS = frozenset("embed_tokens wte embed_in word_embeddings tok_embeddings shared embeddings".split())
+_TABLES = frozenset("wpe embed_positions position_embeddings token_type_embeddings relative_attention_bias".split())
 _CONV1D = frozenset(
     "gpt2 imagegpt openai-gpt decision_transformer".split()
 )  # model types that store matrices transposed
@@ -108,6 +109,26 @@ def tied_pair(names: Iterable[str]) -> tuple[str | None, str | None]:
     heads = [name for name in found if name.split(".")[-2] in _HEADS]
     embeddings = [name for name in found if name not in heads]
     return embeddings[0] if embeddings else None, heads[0] if heads else None
+
+
+def stored_transposed(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a matrix is stored [in, out], as in the layers of GPT-2 (Conv1D). `config` is that of the model.
+
+    >>> stored_transposed("h.0.attn.c_attn.weight", {"model_type": "gpt2"})
+    True
+    """
+    return config.get("model_type") in _CONV1D and parse(name).layer is not None
+
+
+def lookup_table(name: str) -> bool:
+    """Whether a matrix is an embedding of tokens, positions or the like: its rows are picked, not multiplied with.
+
+    >>> lookup_table("transformer.wpe.weight"), lookup_table("embed_out.weight")
+    (True, False)
+    """
+    leaf = name.removesuffix(".weight").split(".")[-1]
+    known = leaf in _EMBEDDINGS | _TABLES
+    return known or (parse(name).layer is None and "embed" in leaf and "proj" not in leaf and leaf not in _HEADS)
 
 
 class Grid(NamedTuple):

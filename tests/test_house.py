@@ -26,14 +26,19 @@ ROOMS = {  # room -> what it may import besides itself
     "vectors": "errors names arithmetic checkpoint",
     "masks": "errors names arithmetic checkpoint",
     "diffing": "errors names arithmetic checkpoint masks",
+    "patching": "errors names arithmetic checkpoint",
     "training": "errors names arithmetic checkpoint masks",
     "localization": "errors names arithmetic checkpoint masks vectors diffing training",
-    "editing": "errors names arithmetic checkpoint masks vectors diffing training",
-    "evaluation": "errors names arithmetic checkpoint masks vectors diffing training localization editing",
-    "unlearning": "errors names arithmetic checkpoint masks vectors diffing training localization editing evaluation",
-    "attacks": "errors names arithmetic checkpoint masks vectors diffing training localization editing evaluation",
-    "sweeps": "errors names arithmetic checkpoint masks vectors diffing training localization editing evaluation",
-    "demo": "errors names arithmetic checkpoint masks vectors diffing training localization editing evaluation",
+    "merging": "errors names arithmetic checkpoint masks vectors diffing patching",
+    "adapters": "errors names arithmetic checkpoint masks vectors merging",
+    "editing": "errors names arithmetic checkpoint masks vectors diffing patching training",
+    "evaluation": "errors names arithmetic checkpoint masks vectors diffing patching training localization editing",
+    "unlearning": "errors names arithmetic checkpoint masks vectors diffing patching training localization editing evaluation",
+    "attacks": "errors names arithmetic checkpoint masks vectors diffing patching training localization editing evaluation",
+    "sweeps": "errors names arithmetic checkpoint masks vectors diffing patching training localization editing evaluation",
+    "verification": "errors names arithmetic checkpoint masks vectors diffing patching training localization merging adapters "
+    "editing evaluation unlearning attacks sweeps",
+    "demo": "errors names arithmetic checkpoint masks vectors diffing patching training localization editing evaluation",
 }
 HEAVY = {"torch", "transformers", "peft", "matplotlib", "datasets", "scipy", "jinja2", "huggingface_hub", "accelerate"}
 HEAVY |= {"pandas", "pyarrow", "rich"}

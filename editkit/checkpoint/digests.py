@@ -47,6 +47,12 @@ def sha256(descriptor: int, stopped: Callable[[], bool]) -> str:
     return digest.hexdigest()
 
 
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The sha256 in hex of a file that nobody writes to."""
+    with open(path, "rb", buffering=0) as file:
+        return sha256(file.fileno(), lambda: False)
+
+
 def _remember(known: Path, digest: str) -> None:
     draft = known.with_name(f".{known.name}.{os.getpid()}")
     try:

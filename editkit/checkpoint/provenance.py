@@ -50,9 +50,10 @@ def record(
     }
 
 
-def save(provenance: Mapping[str, Any], folder: Path) -> None:
-    """Write `editkit.json` into a folder."""
-    text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
+def save(provenance: Mapping[str, Any], folder: Path, output: Mapping[str, str] | None = None) -> None:
+    """Write `editkit.json` into a folder. output: the sha256 of every file that it speaks for, see `verify`."""
+    said = {**provenance, **({"output": dict(output)} if output else {})}
+    text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
     (folder / PROVENANCE).write_bytes(text.encode("utf-8", "backslashreplace"))  # unpaired characters as JSON escapes
 
 

@@ -8,8 +8,10 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from typing import NamedTuple
 
+from editkit.arithmetic.dtypes import DTYPES
 from editkit.checkpoint.header import TensorInfo, encode
 from editkit.checkpoint.reader import Checkpoint
 
@@ -31,6 +33,23 @@ def base_shards(base: Checkpoint) -> dict[str, Shard]:
         header = os.pread(base.descriptor(file), data, 0)
         shards[file] = Shard(header, tensors[file], data + sum(info.nbytes for info in tensors[file]))
     return shards
+
+
+def placeless(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorInfo]:
+    """Tensors (name -> dtype, shape) that lie in no file yet."""
+    return {
+        name: TensorInfo(name, dtype, shape, "", 0, prod(shape) * DTYPES[dtype].bytes)
+        for name, (dtype, shape) in tensors.items()
+    }
+
+
+def usual_size(base: Checkpoint) -> int:
+    """Bytes of tensor data for each file of an output that cannot have the files of its base: as in the largest of these.
+
+    5 GB where the base has one file, as in transformers.
+    """
+    sizes = [sum(info.nbytes for info in shard.tensors) for shard in base_shards(base).values()]
+    return max(sizes) if len(sizes) > 1 else 5_000_000_000
 
 
 def new_shards(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], shard_size: int) -> dict[str, Shard]:

@@ -21,31 +21,32 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from editkit.checkpoint import disk, provenance
+from editkit.checkpoint import digests, disk, provenance
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.layout import INDEX
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
-from editkit.checkpoint.shards import base_shards, new_shards
+from editkit.checkpoint.shards import Shard, base_shards, new_shards, placeless, usual_size
 from editkit.errors import EditError, listed
 
 if TYPE_CHECKING:
     import torch
 
 _COPY_BLOCK = 1 << 26  # bytes of one copy inside the kernel; a cancelled copy stops after one
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
+"""What the names of weight files and of their index end in while they are staged."""
 
 
 class Run(NamedTuple):
-    """Neighbouring tensors to copy: `length` bytes from byte `begin` of a base file to byte `to` of a new one."""
+    """Neighbouring tensors to copy: `length` bytes from byte `begin` of an open file to byte `to` of a new one."""
 
-    source: str
+    source: int
     begin: int
     target: str
     to: int
     length: int
 
     @property
-    def ends(self) -> tuple[str, int, str, int]:
+    def ends(self) -> tuple[int, int, str, int]:
         """Where a tensor must lie, in both files, to be the next of the run."""
         return self.source, self.begin + self.length, self.target, self.to + self.length
 
@@ -56,7 +57,9 @@ class CheckpointWriter:
     Files, order of tensors, headers and index are the base's, byte for byte. With `shard_size` (bytes of tensor data in
     one file) they are `model-00001-of-0000N.safetensors` and a new index, tensors in the base's order. All other files
     of the base are copied, see `Checkpoint.other_files`; they lie in `folder` as soon as the writer is entered, and may
-    be replaced or added to there. `inputs` are further files or folders that the output must not touch.
+    be replaced or added to there. `inputs` are further files or folders that the output must not touch. `shards` are files
+    with the same tensors that take the place of the base's. `tensors` are the output's where it has others (name -> dtype,
+    shape): their files are new ones, by default about as large as the base's.
 
     Constructing it checks and writes nothing. Raises EditError where `output` is not empty, is an input or lies in one,
     also through links, or where the disk has too little space.
@@ -68,6 +71,8 @@ class CheckpointWriter:
         output: str | os.PathLike[str],
         *,
         shard_size: int | None = None,
+        shards: Mapping[str, Shard] | None = None,
+        tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
         inputs: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         self.base, self.shown, self.output = base, os.fspath(output), Path(output).expanduser().resolve()
@@ -75,9 +80,13 @@ class CheckpointWriter:
         self._refuse_bad_output([base.source, *map(Path, inputs)])
         if shard_size is not None and shard_size < 1:
             raise EditError(f"a shard size of {shard_size} bytes holds nothing: give at least 1")
+        infos = base.tensors if tensors is None else placeless(tensors)
+        if tensors not in (None, {name: (info.dtype, info.shape) for name, info in base.tensors.items()}):
+            shard_size = shard_size or usual_size(base)
         self._resharded = shard_size is not None
         metadata = {key: value for one in base.metadata.values() for key, value in one.items()}
-        self.shards = base_shards(base) if shard_size is None else new_shards(base.tensors, metadata, shard_size)
+        own = base_shards(base) if shard_size is None else new_shards(infos, metadata, shard_size)
+        self.shards = own if shards is None else dict(shards)
         self._places = {info.name: info for shard in self.shards.values() for info in shard.tensors}
         self._others = base.other_files()
         self._refuse_full_disk()
@@ -86,7 +95,8 @@ class CheckpointWriter:
         self._written: Counter[str] = Counter()
         self._left = {file: sum(info.nbytes for info in shard.tensors) for file, shard in self.shards.items()}
         self._run: Run | None = None
-        self._jobs: list[Future[None]] = []
+        self._copies: list[Future[None]] = []
+        self._syncs: list[Future[None]] = []
         self._descriptors: dict[str, int] = {}
         self._made: list[Path] = []
         self._guard: int | None = None
@@ -104,16 +114,21 @@ class CheckpointWriter:
             raise
         return self
 
-    def copy(self, name: str) -> None:
-        """Take a tensor over from the base byte for byte, in the background; neighbours are copied in one go."""
-        source, place = self.base.tensors[name], self._places[name]
+    def copy(self, name: str, checkpoint: Checkpoint | None = None, origin: str | None = None) -> None:
+        """Take a tensor over byte for byte, in the background; neighbours are copied in one go.
+
+        checkpoint: where from, by default the base; it stays open until the writer is done. origin: the tensor's name there.
+        """
+        checkpoint = checkpoint or self.base
+        source, place = checkpoint.tensors[origin or name], self._places[name]
+        descriptor = checkpoint.descriptor(source.file)
         with self._lock:
             run = self._run
-            if run is not None and run.ends == (source.file, source.start, place.file, place.start):
+            if run is not None and run.ends == (descriptor, source.start, place.file, place.start):
                 self._run = run._replace(length=run.length + source.nbytes)
             else:
                 self._flush()
-                self._run = Run(source.file, source.start, place.file, place.start, source.nbytes)
+                self._run = Run(descriptor, source.start, place.file, place.start, source.nbytes)
             self._written[name] += source.nbytes
             if self._run.length >= _COPY_BLOCK:
                 self._flush()
@@ -138,6 +153,21 @@ class CheckpointWriter:
             self._written[name] += len(view)
             self._account(place.file, len(view))
 
+    def sha256(self) -> dict[str, str]:
+        """The sha256 of every file that is staged by now, weights and others, under the names that they will have.
+
+        To be called when all tensors are written or copied. It runs while files that are complete go to the disk.
+        """
+        with self._lock:
+            self._flush()
+        with disk.writing(self.shown):
+            self._wait(self._copies)
+        found = {str(path.relative_to(self.folder)): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
+        with ThreadPoolExecutor(2, "editkit-sha256") as pool:
+            hashed = list(pool.map(digests.sha256_of, found.values()))
+        staged = {file + PARTIAL: file for file in (*self.shards, INDEX)}
+        return {staged.get(name, name): one for name, one in zip(found, hashed, strict=True)}
+
     def finish(self) -> Path:
         """Put the output in place and return it. Leaving the `with` block without an exception does this as well.
 
@@ -148,8 +178,8 @@ class CheckpointWriter:
         with self._lock:
             self._flush()
         with disk.writing(self.shown):
-            for job in self._jobs:
-                job.result()
+            self._wait(self._copies)
+            self._wait(self._syncs)
             wrong = [name for name, info in self._places.items() if self._written[name] != info.nbytes]
             if wrong:
                 raise RuntimeError(f"tensors not written exactly once: {listed(wrong)}")
@@ -207,12 +237,12 @@ class CheckpointWriter:
                     source = stack.enter_context(open(self.base.path / path, "rb"))
                 shutil.copyfileobj(source, stack.enter_context(open(self.folder / path, "wb")))
         if self._resharded and len(self.shards) > 1:
-            (self.folder / (INDEX + _PARTIAL)).write_text(self._new_index(), "utf-8")
+            (self.folder / (INDEX + PARTIAL)).write_text(self._new_index(), "utf-8")
         elif not self._resharded and self.base.index is not None:
-            shutil.copyfile(self.base.path / INDEX, self.folder / (INDEX + _PARTIAL))
+            shutil.copyfile(self.base.path / INDEX, self.folder / (INDEX + PARTIAL))
         for file, shard in self.shards.items():
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-            descriptor = self._descriptors[file] = os.open(self.folder / (file + _PARTIAL), flags, 0o666)
+            descriptor = self._descriptors[file] = os.open(self.folder / (file + PARTIAL), flags, 0o666)
             disk.allocate(descriptor, shard.size)
             disk.write_at(descriptor, memoryview(shard.header), 0)
             with self._lock:
@@ -222,20 +252,22 @@ class CheckpointWriter:
         total_size = sum(info.nbytes for info in self._places.values())
         before = (self.base.index or {}).get("metadata")
         metadata = {**(before if isinstance(before, dict) else {}), "total_size": total_size}
+        if "total_parameters" in metadata:
+            metadata["total_parameters"] = sum(info.numel for info in self._places.values())
         weight_map = {name: info.file for name, info in self._places.items()}
         return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
 
     def _flush(self) -> None:
         """Hand the collected run of neighbouring tensors to the background. The lock is held."""
         if self._run is not None:
-            self._jobs.append(self._pool.submit(self._copy_run, self._run))
+            self._copies.append(self._pool.submit(self._copy_run, self._run))
             self._run = None
 
     def _copy_run(self, run: Run) -> None:
-        source, target, done = self.base.descriptor(run.source), self._descriptors[run.target], 0
+        target, done = self._descriptors[run.target], 0
         while done < run.length and not self._stop.is_set():
             block = min(run.length - done, _COPY_BLOCK - (run.begin + done) % disk.BLOCK)
-            done += disk.copy_at(source, target, run.begin + done, run.to + done, block)
+            done += disk.copy_at(run.source, target, run.begin + done, run.to + done, block)
         with self._lock:
             self._account(run.target, done)
 
@@ -243,20 +275,25 @@ class CheckpointWriter:
         """Count bytes of a file; a complete file goes to the disk while others are still written. The lock is held."""
         self._left[file] -= count
         if self._left[file] == 0:
-            self._jobs.append(self._pool.submit(os.fsync, self._descriptors[file]))
+            self._syncs.append(self._pool.submit(os.fsync, self._descriptors[file]))
 
     # -- the end
 
+    @staticmethod
+    def _wait(jobs: list[Future[None]]) -> None:
+        for job in jobs:
+            job.result()
+
     def _publish(self) -> None:
-        weights = [file for file in (*self.shards, INDEX) if (self.folder / (file + _PARTIAL)).exists()]
-        synced = {file + _PARTIAL for file in self.shards}
+        weights = [file for file in (*self.shards, INDEX) if (self.folder / (file + PARTIAL)).exists()]
+        synced = {file + PARTIAL for file in self.shards}
         for folder, _, files in os.walk(self.folder, topdown=False):
             for file in files:
                 if file not in synced:
                     disk.sync(os.path.join(folder, file))
             disk.sync(folder)
         for file in weights:  # the index comes last: without it the others load nowhere
-            os.rename(self.folder / (file + _PARTIAL), self.folder / file)
+            os.rename(self.folder / (file + PARTIAL), self.folder / file)
         disk.sync(self.folder)
         os.rename(self.folder, self.output)
         disk.sync(self.output.parent)
@@ -317,7 +354,7 @@ def write_checkpoint(
             for name in base.tensors:
                 if name not in seen:
                     writer.copy(name)
-            provenance.save(provenance.record("write_checkpoint", [base]), writer.folder)
+            provenance.save(provenance.record("write_checkpoint", [base]), writer.folder, writer.sha256())
             return writer.finish()
     finally:
         if base is not like:

@@ -14,6 +14,7 @@ from editkit.checkpoint.writer import CheckpointWriter
 from editkit.editing.negate import Negation, Source, check_settings, negate
 from editkit.masks.mask import Mask
 from editkit.names import select
+from editkit.patching.writer import check_new_patch
 from editkit.training.finetune import Finetuned, finetune
 from editkit.vectors.task_vector import task_vector
 from editkit.vectors.vector import refuse_quantized
@@ -56,6 +57,8 @@ def forget(
         select(base.tensors, negate_settings.get("only", ()))
         select(base.tensors, list(alpha_for), "--alpha-for")
         CheckpointWriter(base, output, inputs=[data])
+        if (patch := negate_settings.get("patch")) is not None:
+            check_new_patch(patch, [base.source, Path(output)])
         if mask is not None:
             Mask(mask, base, allow_other_base=allow_other_base).file.close()
     place, start = Path(output).expanduser().resolve(), vector_base or model

@@ -55,5 +55,5 @@ def write_trained(
             raise NothingChanged(
                 "the training changed no weight after rounding: give more steps or a higher learning rate"
             )
-        provenance.save(record, writer.folder)
+        provenance.save(record, writer.folder, writer.sha256())
     return total, changed

@@ -19,6 +19,8 @@ from editkit.evaluation.sets import described
 from editkit.evaluation.subject import checkpoints, describe, same_place
 from editkit.evaluation.suites import FORGET
 from editkit.masks.mask import Mask
+from editkit.patching.create import add_patch
+from editkit.patching.writer import check_new_patch
 from editkit.training.loading import split, vocabulary_of
 from editkit.unlearning.course import Diverged
 from editkit.unlearning.job import CONTROL, Job, Source, Stage
@@ -68,6 +70,7 @@ def unlearn(
     alpha: float | None = None,
     anchor: str | None = None,
     save_as: str | None = None,
+    patch: Source | None = None,
     max_length: int | None = None,
     prompt_template: str | None = None,
     seed: int = 0,
@@ -90,8 +93,8 @@ def unlearn(
     adapter to train instead. control: the same run with the mask's random control and without a mask, measured and not saved. refusals: a .txt file.
     stop: rules, see `rules.py`; any of them ends the run. floor: retention below which no point is kept. eval_every: steps between two looks.
     epochs, steps: at most so many. batch_size: examples of each set in a step, over all processes, read in `grad_accum` parts. rectify: see
-    `step.py`. alpha, anchor ("phase", "original"): of methods that negate. save_as: "checkpoint", "adapter" or "vector". resume: go on with an
-    interrupted run. stage: called with the name of each part of the work. observe: told every line of the log.
+    `step.py`. alpha, anchor ("phase", "original"): of methods that negate. save_as: "checkpoint", "adapter" or "vector". patch: a new
+    .editpatch file that undoes the edit of a checkpoint. resume: go on with an interrupted run. stage: called with the name of each part of the work. observe: told every line of the log.
 
     Returns what is in unlearn.json (schema `editkit.unlearning/1`); of several processes, see `processes.py`, only the first has it, the others {}. Raises EditError for settings, data and models that do not fit together and
     for a loss that is not a number, NothingChanged where no step was worth keeping; then there is no output.
@@ -130,6 +133,12 @@ def unlearn(
             *(os.fspath(one) for one in (reference, mask) if one is not None),
         ]
         CheckpointWriter(base, output, inputs=[one for one in inputs if os.path.exists(one)])
+        if patch is not None:
+            if settings.save != "checkpoint":
+                raise EditError(
+                    f"a patch undoes the edit of a checkpoint, and here {settings.save} is saved: leave --patch out"
+                )
+            check_new_patch(patch, [base.source, Path(output)])
         _refuse_own_folders(base, settings.save)
         begun = {
             **settings.described(), "sets": described(sets), "model": base.sha256(), "only": list(only), "control": control,
@@ -143,11 +152,15 @@ def unlearn(
         shown = stage if processes.main else lambda name: nullcontext()
         job = Job(model, base, settings, sets, templates, compared, only, processes, work, shown, observe)
         try:
-            return _done(stack, job, chosen, mask, reference, Path(output), files[0], retain, control)
+            report = _done(stack, job, chosen, mask, reference, Path(output), files[0], retain, control)
         except EditError as error:
             if not (work / STATE).exists() or isinstance(error, NothingChanged | Diverged | WorkKept):
                 raise
             raise WorkKept(f"{error} (what was done before is kept for --resume)") from error
+    if patch is not None and processes.main:
+        with stage("patch") as progress:
+            add_patch(model, output, patch, progress=progress)
+    return report
 
 
 def _done(

@@ -1,0 +1,104 @@
+"""The command that made an output, run again on the same inputs into a folder that is removed, and compared byte by byte."""
+
+import filecmp
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from editkit import __version__
+from editkit.adapters.combine import combine
+from editkit.checkpoint.blocks import Progress
+from editkit.checkpoint.layout import Layout
+from editkit.editing.bake import bake
+from editkit.editing.negate import negate
+from editkit.errors import EditError, listed
+from editkit.merging.merge import execute
+from editkit.merging.record import restored
+
+Inputs = Mapping[str, Path]
+Record = Mapping[str, Any]
+
+
+def _negate(record: Record, inputs: Inputs, output: Path, **running: Any) -> None:
+    settings = {"alpha": record["alpha"], "alpha_for": record["alpha_for"], "vector_base": inputs.get("vector 2")}
+    negate(inputs["base"], inputs["vector 1"], output, **settings, **_kept(record, inputs), **running)
+
+
+def _bake(record: Record, inputs: Inputs, output: Path, **running: Any) -> None:
+    bake(inputs["base"], inputs["vector 1"], output, scale=record["scale"], **_kept(record, inputs), **running)
+
+
+def _kept(record: Record, inputs: Inputs) -> dict[str, Any]:
+    """What the commands that add and subtract vectors have in common. The inputs were compared: no base is another one."""
+    kept = {key: record[key] for key in ("only", "rounding", "shard_size") if key in record}
+    return {
+        **kept,
+        "mask": inputs.get("mask"),
+        "seed": record.get("seed") or 0,
+        "allow_other_base": True,
+        "report": False,
+    }
+
+
+def _merge(record: Record, inputs: Inputs, output: Path, **running: Any) -> None:
+    plan = restored(record["plan"], lambda role: os.fspath(inputs[role]))._replace(rules=())  # those are for the eye
+    execute(plan, output, shard_size=record.get("shard_size"), allow_other_base=True, report=False, **running)
+
+
+def _combine(record: Record, inputs: Inputs, output: Path, **running: Any) -> None:
+    adapters = {inputs[f"adapter {number}"]: weight for number, weight in enumerate(record["weights"], 1)}
+    settings = {key: record[key] for key in ("method", "rank", "density", "allow_other_base")}
+    combine(adapters, output, seed=record["seed"] or 0, **settings, **running)
+
+
+AGAIN: dict[str, Callable[..., None]] = {
+    "negate": _negate,
+    "bake": _bake,
+    "merge": _merge,
+    "combine-adapters": _combine,
+}
+"""Commands that give the same bytes again (of singular values: on the same kind of processor), as functions of record,
+inputs, output and how to run."""
+
+
+def rebuilt(
+    layout: Layout, record: Record, inputs: Inputs, threads: int | None, progress: Progress | None
+) -> tuple[str, str | None]:
+    """State and reason: whether `record`, done again on `inputs`, gives the weights and files of the output."""
+    command = record["command"]
+    if command not in AGAIN:
+        return "skipped", f"{command} is not done again: what comes out depends on the machine too"
+    roles = [one.get("role") for one in record["inputs"]]
+    if missing := [role for role in roles if role not in inputs]:
+        return "skipped", f"there is no {listed(missing)} to do it with"
+    home = layout.folder.resolve()
+    with TemporaryDirectory(dir=home.parent, prefix=f".{home.name}.verify-") as folder:
+        again = Path(folder) / home.name
+        try:
+            AGAIN[command](record, inputs, again, threads=threads, progress=progress)
+        except EditError as error:
+            return "differs", f"the command fails: {error}"
+        except KeyError as error:
+            return "skipped", f"its provenance lacks {error}, as that of older versions does"
+        claimed = [file for file in record.get("output") or layout.files if inside(file)]
+        differ = [file for file in claimed if not _alike(again / file, layout.folder / file)]
+    if not differ:
+        return "ok", None
+    other = (
+        ""
+        if record.get("editkit") == __version__
+        else f" (made by editkit {record.get('editkit')}, this is {__version__})"
+    )
+    return "differs", f"{listed(differ)} come out with other bytes{other}"
+
+
+def inside(file: str) -> bool:
+    """Whether a path in a record stays in its folder."""
+    path = PurePosixPath(file)
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
+
+
+def _alike(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)

@@ -1,0 +1,163 @@
+"""`verify`: whether an output is what its `editkit.json` claims: its bytes, its inputs, and that these give it.
+
+>>> found = verify("edited", inputs={"base": "model"}, recompute=True)  # doctest: +SKIP
+>>> found["verdict"], found["rows"][0]  # doctest: +SKIP
+('ok', {'what': 'output', 'name': 'config.json', 'state': 'ok', 'why': None})
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from editkit.checkpoint.blocks import Progress
+from editkit.checkpoint.digests import sha256_of
+from editkit.checkpoint.layout import PROVENANCE, Layout
+from editkit.checkpoint.provenance import SCHEMA as PROVENANCE_SCHEMA
+from editkit.checkpoint.reader import locate, open_checkpoint
+from editkit.errors import EditError, listed, printable
+from editkit.training.data import read_examples
+from editkit.verification.recompute import inside, rebuilt
+
+SCHEMA = "editkit.verification/1"
+Source = str | os.PathLike[str]
+DATA = "data"
+
+
+class Row(NamedTuple):
+    """what: "output", "input" or "recompute". state: "ok", "differs", "unknown" or "skipped"; why: a phrase, None where ok."""
+
+    what: str
+    name: str
+    state: str
+    why: str | None = None
+
+
+def verify(
+    output: Source,
+    *,
+    inputs: Mapping[str, Source] | None = None,
+    recompute: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare the output of an edit with what it says of itself, as a dictionary of schema `editkit.verification/1`.
+
+    inputs: where the inputs are, by their role ("base", "vector 1", "mask", "data") or name. Those that are not given are looked for beside
+    the output, in it and in the working folder; one that is found so and has other weights is another one, and unknown.
+    recompute: run the command again on the inputs, in a folder beside the output that is removed, and compare all bytes.
+
+    `verdict` is "ok" where the files of the output have the recorded sha256 (or come out of `recompute`) and nothing differs,
+    "differs" where something does, "unknown" where nothing says what the output was. Raises EditError where there is no
+    provenance to compare with, and for a name in `inputs` that it does not have.
+    """
+    layout = locate(output)
+    if layout is None:
+        raise EditError(f"{output} is not on this machine: download it first")
+    record = _record(layout)
+    rows = list(_output(layout, record))
+    found = dict(_inputs(layout, record, dict(inputs or {}), rows))
+    if recompute:
+        rows.append(Row("recompute", str(record["command"]), *rebuilt(layout, record, found, threads, progress)))
+    states = {(row.what, row.state) for row in rows}
+    if any(state == "differs" for _, state in states):
+        verdict = "differs"
+    else:
+        verdict = "unknown" if ("output", "unknown") in states and ("recompute", "ok") not in states else "ok"
+    return {
+        "schema": SCHEMA,
+        "output": printable(layout.label),
+        "command": record["command"],
+        "editkit": record.get("editkit"),
+        "verdict": verdict,
+        "rows": [row._asdict() for row in rows],
+    }
+
+
+def _record(layout: Layout) -> dict[str, Any]:
+    record = layout.provenance
+    if record is None:
+        raise EditError(
+            f"{layout.label} has no {PROVENANCE}, which says what it was made from: give an output of editkit"
+        )
+    claimed = record.get("inputs")
+    sound = record.get("schema") == PROVENANCE_SCHEMA and isinstance(record.get("command"), str)
+    sound = sound and isinstance(claimed, list) and all(_sound(one) for one in claimed)
+    if not sound or not _hashes(record.get("output", {})):
+        raise EditError(f"{layout.shown(PROVENANCE)} is damaged: take that of the original output")
+    return record
+
+
+def _sound(one: Any) -> bool:
+    return isinstance(one, dict) and isinstance(one.get("name"), str) and _hashes(one.get("files"))
+
+
+def _hashes(files: Any) -> bool:
+    return isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
+
+
+def _output(layout: Layout, record: Mapping[str, Any]) -> Iterator[Row]:
+    claimed = record.get("output")
+    if not claimed:
+        for file in layout.files:
+            yield Row("output", file, "unknown", "this output was written without the hashes of its files")
+        return
+    for file, digest in claimed.items():
+        path = layout.folder / file
+        if not inside(file) or not path.is_file():
+            yield Row("output", file, "differs", "it is not there")
+        elif (now := sha256_of(path)) != digest:
+            yield Row("output", file, "differs", f"its sha256 is {now} instead of {digest}")
+        else:
+            yield Row("output", file, "ok")
+    for file in layout.files:
+        if file not in claimed:
+            yield Row("output", file, "differs", "the output had no such file")
+
+
+def _inputs(
+    layout: Layout, record: Mapping[str, Any], given: dict[str, Source], rows: list[Row]
+) -> Iterator[tuple[str, Path]]:
+    """Rows for all inputs; yields role and place of those that are what they were."""
+    claimed = [(one.get("role") or one["name"], one["name"], one["files"]) for one in record["inputs"]]
+    data = [(DATA, DATA, {DATA: record[DATA]})] if isinstance(record.get(DATA), str) else []
+    names = {name for role, name, _ in [*claimed, *data] for name in (role, name)}
+    if unknown := [name for name in given if name not in names]:
+        raise EditError(
+            f"{layout.label} was not made from {listed(unknown)}: its inputs are {listed(sorted(names)) or 'none'}"
+        )
+    for role, name, files in [*claimed, *data]:
+        place = given.get(role, given.get(name))
+        shown = name if role == name else f"{role} ({name})"
+        if place is None:
+            found = _nearby(layout, name, files) if role != DATA else None
+            if found is None:
+                rows.append(Row("input", shown, "unknown", f"it was not found: give --input '{role}=PATH'"))
+                continue
+            place = found
+        elif _now(place, role) != sorted(files.values()):
+            rows.append(Row("input", shown, "differs", f"{os.fspath(place)} has another sha256"))
+            continue
+        rows.append(Row("input", shown, "ok"))
+        yield role, Path(place)
+
+
+def _nearby(layout: Layout, name: str, files: Mapping[str, str]) -> Path | None:
+    """The input of this name, where the output or the user is at home, if it is still what it was."""
+    if not inside(name):
+        return None
+    for folder in (layout.folder.resolve().parent, Path.cwd(), layout.folder, layout.folder / "vector"):
+        place = folder / name
+        try:
+            if place.exists() and _now(place, name) == sorted(files.values()):
+                return place
+        except EditError:
+            continue
+    return None
+
+
+def _now(place: Source, role: str) -> list[str]:
+    if role == DATA:
+        return [read_examples(place).sha256]
+    with open_checkpoint(place) as checkpoint:
+        return sorted(checkpoint.sha256().values())

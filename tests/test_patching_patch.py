@@ -1,0 +1,447 @@
+"""A patch leads from base to edit and back, bit for bit; anything else, and any flipped bit, is refused and leaves nothing."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_checkpoint_writer import model, tree
+from tiny_models import save_gpt2, save_llama, save_tied_twice
+
+import editkit
+from editkit.errors import EditError, NothingChanged
+from editkit.patching import file as patch_file
+from editkit.patching import stack, writer
+from editkit.patching.steps import compress
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REPORTS = ("diff/",)
+
+
+def kept(folder):
+    """Everything but reports."""
+    return {name: content for name, content in tree(folder).items() if not name.startswith(REPORTS)}
+
+
+def tuned(base, folder, seed=1, scale=0.01, only=""):
+    """The same files with other floats in the tensors whose name contains `only`."""
+    shutil.copytree(base, folder)
+    generator = torch.Generator().manual_seed(seed)
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        drawn = {name: torch.randn(one.shape, generator=generator) * scale for name, one in tensors.items()}
+        if {"lm_head.weight", "model.embed_tokens.weight"} <= drawn.keys() and torch.equal(
+            tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
+        ):
+            drawn["lm_head.weight"] = drawn["model.embed_tokens.weight"]
+        moved = {
+            name: (one.float() + drawn[name]).to(one.dtype) if only in name else one for name, one in tensors.items()
+        }
+        save_file(moved, path, {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def edit(tmp_path):
+    """Base, edit and patch of a small sharded checkpoint in bf16."""
+    base = model(tmp_path / "base", dtype=torch.bfloat16)
+    edited = tuned(base, tmp_path / "edited", only="layers.1.")
+    editkit.create_patch(base, edited, tmp_path / "edit.editpatch")
+    return base, edited, tmp_path / "edit.editpatch"
+
+
+def there_and_back(base, edited, patch, place):
+    editkit.apply_patch(base, patch, place / "there")
+    assert kept(place / "there") == kept(edited)
+    editkit.undo_patch(edited, patch, place / "back")
+    assert kept(place / "back") == kept(base)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [save_llama, save_gpt2, save_tied_twice, "tied", "sharded"])
+def test_every_edit_is_taken_back_bit_for_bit(tmp_path, dtype, kind):
+    settings = {"tied": {"tied": True}, "sharded": {"max_shard_size": "8KB"}}.get(kind, {})
+    base = (save_llama if isinstance(kind, str) else kind)(tmp_path / "base", dtype=DTYPES[dtype], **settings)
+    assert (kind == "sharded") == (base / "model.safetensors.index.json").exists()
+    tune = tuned(base, tmp_path / "tuned")
+    reported = kind == "sharded"
+    editkit.negate(base, tune, tmp_path / "edited", alpha=0.7, report=reported, patch=tmp_path / "edit.editpatch")
+    assert (tmp_path / "edited" / "diff").exists() == reported
+    there_and_back(base, tmp_path / "edited", tmp_path / "edit.editpatch", tmp_path)
+    assert not (tmp_path / "there" / "diff").exists() and not (tmp_path / "back" / "editkit.json").exists()
+
+
+def test_the_layout_of_the_files_is_that_of_the_side(tmp_path):
+    base = model(tmp_path / "base", shards=1)
+    tune = tuned(base, tmp_path / "tuned")
+    editkit.negate(base, tune, tmp_path / "edited", alpha=1.0, shard_size=20_000, patch=tmp_path / "p.editpatch")
+    assert len(list((tmp_path / "edited").glob("*.safetensors"))) == 2
+    there_and_back(base, tmp_path / "edited", tmp_path / "p.editpatch", tmp_path)
+
+
+def test_a_lone_file_and_whole_numbers_and_empty_tensors(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "double": torch.randn(7, dtype=torch.float64, generator=generator),
+        "long": torch.arange(5),
+        "flags": torch.tensor([True, False]),
+        "scalar": torch.tensor(2.5),
+        "none": torch.empty(0, 3),
+        "special": torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf")]),
+    }
+    other = {name: one.clone() for name, one in tensors.items()}
+    other["double"][3] += 1e-16
+    other["long"] -= 7
+    other["flags"] = ~other["flags"]
+    other["scalar"] *= -1
+    other["special"] = torch.tensor([-0.0, 0.0, 1.0, float("nan"), 3.0])
+    save_file(tensors, tmp_path / "one.safetensors", {"a": "b"})
+    save_file(other, tmp_path / "other.safetensors", {"c": "d"})
+    found = editkit.create_patch(tmp_path / "one.safetensors", tmp_path / "other.safetensors", tmp_path / "p.editpatch")
+    changed = {row["name"]: row["changed"] for row in found["tensors"]}
+    expected = {
+        name: int((one.reshape(-1, 1).view(torch.uint8) != other[name].reshape(-1, 1).view(torch.uint8)).any(1).sum())
+        for name, one in tensors.items()
+        if one.numel()
+    }
+    assert changed == {name: count for name, count in expected.items() if count}
+    editkit.apply_patch(tmp_path / "one.safetensors", tmp_path / "p.editpatch", tmp_path / "there")
+    assert (tmp_path / "there/other.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
+    os.rename(tmp_path / "other.safetensors", tmp_path / "called.safetensors")
+    editkit.undo_patch(tmp_path / "called.safetensors", tmp_path / "p.editpatch", tmp_path / "back")
+    assert (tmp_path / "back/one.safetensors").read_bytes() == (tmp_path / "one.safetensors").read_bytes()
+
+
+def test_blocks_that_are_cut_and_blocks_that_are_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(patch_file, "BLOCK", 1024)
+    monkeypatch.setattr(stack, "BLOCK", 1024)
+    monkeypatch.setattr(writer, "BLOCK", 1024)
+    base = save_llama(tmp_path / "base", dtype=torch.bfloat16)
+    edited = tmp_path / "edited"
+    shutil.copytree(base, edited)
+    raw = bytearray((edited / "model.safetensors").read_bytes())
+    raw[-5000] ^= 1
+    (edited / "model.safetensors").write_bytes(raw)
+    found = editkit.create_patch(base, edited, tmp_path / "p.editpatch")
+    assert found["summary"]["changed"] == 1 and found["tensors"][0]["bytes"] < 40
+    there_and_back(base, edited, tmp_path / "p.editpatch", tmp_path)
+
+
+def test_threads_do_not_matter(edit, tmp_path):
+    base, edited, patch = edit
+    for threads in (1, 5):
+        editkit.create_patch(base, edited, tmp_path / f"{threads}.editpatch", threads=threads)
+        assert (tmp_path / f"{threads}.editpatch").read_bytes() == patch.read_bytes()
+        editkit.undo_patch(edited, patch, tmp_path / f"back{threads}", threads=threads)
+        assert kept(tmp_path / f"back{threads}") == kept(base)
+
+
+def test_other_files_go_back_as_well(tmp_path):
+    base = model(tmp_path / "base")
+    (base / "editkit.json").write_text('{"command": "finetune"}')
+    edited = tuned(base, tmp_path / "edited")
+    (edited / "config.json").write_text('{"layers": 3}')
+    (edited / "code/modeling.py").unlink()
+    (edited / "more").mkdir()
+    (edited / "more/words.txt").write_bytes(os.urandom(5000))
+    (edited / "editkit.json").write_text('{"command": "mine"}')
+    (edited / "diff").mkdir()
+    (edited / "diff/report.json").write_text("{}")
+    (edited / "vector").mkdir()
+    (edited / "vector/task_vector.safetensors").write_bytes(b"half of it would be no use")
+    (edited / "vector/README.md").write_text("")
+    found = editkit.create_patch(base, edited, tmp_path / "p.editpatch")
+    paths = {row["path"]: (row["base"] is None, row["edited"] is None) for row in found["others"]}
+    assert paths == {
+        "config.json": (False, False),
+        "code/modeling.py": (False, True),
+        "more/words.txt": (True, False),
+        "editkit.json": (False, False),
+    }
+    editkit.undo_patch(edited, tmp_path / "p.editpatch", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(base)
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == sorted(path.name for path in base.iterdir())
+    editkit.apply_patch(base, tmp_path / "p.editpatch", tmp_path / "there")
+    assert not (tmp_path / "there/code").exists()
+    left_out = ("diff/", "vector/")
+    assert tree(tmp_path / "there") == {k: v for k, v in tree(edited).items() if not k.startswith(left_out)}
+
+
+def test_a_file_that_was_changed_since_is_not_overwritten(tmp_path):
+    base = model(tmp_path / "base")
+    edited = tuned(base, tmp_path / "edited")
+    (edited / "config.json").write_text('{"layers": 3}')
+    editkit.create_patch(base, edited, tmp_path / "p.editpatch")
+    (edited / "config.json").write_text('{"layers": 4}')
+    with pytest.raises(EditError, match=r"edited/config.json: changed since the patch was made"):
+        editkit.undo_patch(edited, tmp_path / "p.editpatch", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_info_counts_what_torch_counts(edit):
+    base, edited, patch = edit
+    found = editkit.inspect_patch(patch)
+    differ = {}
+    for path in base.glob("*.safetensors"):
+        one, other = load_file(path), load_file(edited / path.name)
+        counts = {name: int((one[name].view(torch.int16) != other[name].view(torch.int16)).sum()) for name in one}
+        differ |= {name: count for name, count in counts.items() if count}
+    assert (
+        {row["name"]: row["changed"] for row in found["tensors"]}
+        == differ
+        == {"model.layers.1.w": 1500 - 1500 + sum(differ.values())}
+    )
+    assert found["summary"]["numel"] == 9000 and found["summary"]["bytes"] == patch.stat().st_size
+    for side, folder in (("base", base), ("edited", edited)):
+        hashes = {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
+        assert found[side] == {"name": folder.name, "sha256": hashes}
+
+
+# -- what is refused
+
+
+def refused(call, tmp_path, *words):
+    """The sentence of the error; nothing was made."""
+    before = {str(path) for path in tmp_path.rglob("*")}
+    with pytest.raises(EditError) as caught:
+        call()
+    assert {str(path) for path in tmp_path.rglob("*")} == before
+    for word in words:
+        assert str(word) in str(caught.value), str(caught.value)
+    return str(caught.value)
+
+
+def test_a_patch_applied_or_undone_twice(edit, tmp_path):
+    base, edited, patch = edit
+    refused(
+        lambda: editkit.apply_patch(edited, patch, tmp_path / "out"),
+        tmp_path,
+        "is the edited side",
+        "already",
+        "to apply",
+    )
+    refused(
+        lambda: editkit.undo_patch(base, patch, tmp_path / "out"), tmp_path, "is the base side", "already", "to undo"
+    )
+
+
+def test_another_model(edit, tmp_path):
+    _, edited, patch = edit
+    other = tuned(edited, tmp_path / "other", seed=9)
+    refused(
+        lambda: editkit.apply_patch(other, patch, tmp_path / "out"), tmp_path, "neither side", "between base and edited"
+    )
+    small = model(tmp_path / "small", shards=1)
+    refused(lambda: editkit.undo_patch(small, patch, tmp_path / "out"), tmp_path, "neither side")
+    refused(
+        lambda: editkit.verify_patch(patch, save_gpt2(tmp_path / "gpt2")), Path(patch).parent / "small", "another model"
+    )
+
+
+def test_a_stack_is_undone_in_order(tmp_path):
+    states = [model(tmp_path / "state0")]
+    (states[0] / "config.json").write_text("{}")
+    for step in (1, 2, 3):
+        states.append(tuned(states[-1], tmp_path / f"state{step}", seed=step, only=f"layers.{step}"))
+        (states[-1] / "config.json").write_text(f'{{"step": {step}}}')
+        editkit.create_patch(*states[-2:], tmp_path / f"{step}.editpatch")
+    one, two, three = (tmp_path / f"{step}.editpatch" for step in (1, 2, 3))
+    editkit.undo_patch(states[3], [three, two, one], tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(states[0])
+    editkit.apply_patch(states[0], [one, two, three], tmp_path / "there")
+    assert tree(tmp_path / "there") == tree(states[3])
+    editkit.undo_patch(states[3], [three, two], tmp_path / "part")
+    assert tree(tmp_path / "part") == tree(states[1])
+
+    def undone(*patches):
+        return lambda: editkit.undo_patch(states[3], patches, tmp_path / "out")
+
+    refused(undone(one, two, three), tmp_path, f"undone in another order: give {three} {two} {one}")
+    refused(undone(three, one), tmp_path, one, "leave it out")
+    refused(undone(two), tmp_path, "neither side")
+    refused(undone(three, three), tmp_path, "leave it out")
+    refused(lambda: editkit.undo_patch(states[3], [], tmp_path / "out"), tmp_path, "no patch given")
+
+
+def flips(raw, count):
+    """Some of the bits, and all of those in the first and last bytes."""
+    chosen = random.Random(0)
+    yield from range(8 * 20)
+    yield from range(8 * (len(raw) - 60), 8 * len(raw))
+    yield from (chosen.randrange(8 * len(raw)) for _ in range(count))
+
+
+def test_a_flipped_bit_anywhere_in_the_patch_is_found(edit, tmp_path):
+    base, edited, patch = edit
+    raw = patch.read_bytes()
+    bad = tmp_path / "bad.editpatch"
+    for bit in flips(raw, 200):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        bad.write_bytes(flipped)
+        with pytest.raises(EditError, match=r"bad\.editpatch"):
+            editkit.verify_patch(bad)
+    frames = editkit.patching.file.Patch(patch)
+    for start in {frame.start + frame.size // 2 for frame in frames.frames()}:
+        flipped = bytearray(raw)
+        flipped[start] ^= 16
+        bad.write_bytes(flipped)
+        refused(lambda: editkit.undo_patch(edited, bad, tmp_path / "out"), tmp_path, "bad.editpatch is damaged")
+        refused(lambda: editkit.apply_patch(base, bad, tmp_path / "out"), tmp_path, "bad.editpatch is damaged")
+    frames.close()
+    for size in (0, 5, 16, 60, len(raw) // 2, len(raw) - 1):
+        bad.write_bytes(raw[:size])
+        refused(lambda: editkit.verify_patch(bad), tmp_path)
+    bad.write_bytes(raw + b"\0")
+    refused(lambda: editkit.verify_patch(bad), tmp_path)
+
+
+def test_a_flipped_bit_anywhere_in_the_model_is_found(edit, tmp_path):
+    _, edited, patch = edit
+    for path in edited.glob("*.safetensors"):
+        raw = path.read_bytes()
+        header = 8 + int.from_bytes(raw[:8], "little")
+        infos = editkit.open_checkpoint(edited).tensors.values()
+        for byte in [*random.Random(1).sample(range(len(raw)), 40), 0, header - 1, header, len(raw) - 1]:
+            flipped = bytearray(raw)
+            flipped[byte] ^= 1 << byte % 8
+            path.write_bytes(flipped)
+            said = refused(lambda: editkit.undo_patch(edited, patch, tmp_path / "out"), tmp_path)
+            if byte >= header:
+                [name] = [info.name for info in infos if info.file == path.name and info.start <= byte < info.end]
+                assert name in said
+                found = editkit.verify_patch(patch, edited)
+                assert found["side"] is None and found["tensors"] == [name]
+                assert found["nearest"] == "edited" or name == "model.layers.1.w"  # which is of neither side now
+        path.write_bytes(raw)
+    assert editkit.verify_patch(patch, edited)["side"] == "edited"
+
+
+def test_verify_says_which_side_a_model_is(edit, tmp_path):
+    base, edited, patch = edit
+    clean = {"tensors": [], "sha256": [], "files": []}
+    for side, folder in (("base", base), ("edited", edited)):
+        found = editkit.verify_patch(patch, folder)
+        assert found["side"] == found["nearest"] == side and {key: found[key] for key in clean} == clean
+    whole = {name: t for path in edited.glob("*.safetensors") for name, t in load_file(path).items()}
+    (tmp_path / "one").mkdir()
+    save_file(whole, tmp_path / "one/model.safetensors", {"format": "pt"})
+    found = editkit.verify_patch(patch, tmp_path / "one")  # the same tensors in another file
+    assert found["side"] is None and found["sha256"] == ["model.safetensors"] and found["tensors"] == []
+
+
+def test_sides_that_differ_in_more_than_values(tmp_path):
+    def made(name, **tensors):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        return tmp_path / name
+
+    base = made("base", a=torch.ones(2), b=torch.ones(2), c=torch.ones(2, 3))
+    other = made("other", a=torch.ones(2).bfloat16(), c=torch.ones(3, 2), d=torch.ones(2))
+    patch = tmp_path / "p.editpatch"
+    said = refused(lambda: editkit.create_patch(base, other, patch), tmp_path, "b (only in one of the two)", "d (only")
+    assert "a (F32 [2] and BF16 [2])" in said and "c (F32 [2, 3] and F32 [3, 2])" in said
+    with pytest.raises(NothingChanged, match="the same weights"):
+        editkit.create_patch(base, base, patch)
+    assert not patch.exists()
+
+
+def test_names_of_patches(edit, tmp_path):
+    base, edited, patch = edit
+    refused(lambda: editkit.create_patch(base, edited, tmp_path / "p.zip"), tmp_path, "let it end in .editpatch")
+    refused(lambda: editkit.create_patch(base, edited, patch), tmp_path, "exists")
+    refused(lambda: editkit.create_patch(base, edited, edited / "p.editpatch"), tmp_path, "lies inside the input")
+    refused(lambda: editkit.inspect_patch(tmp_path / "absent.editpatch"), tmp_path, "cannot be read")
+    refused(lambda: editkit.inspect_patch(base / "config.json"), tmp_path, "is no patch")
+    refused(lambda: editkit.undo_patch(edited, patch, base), tmp_path, "is not empty")
+
+
+def rewritten(patch, change):
+    """A patch whose table says something else, with checksums that fit."""
+    opened = patch_file.Patch(patch)
+    raw, table = patch.read_bytes(), opened.table
+    opened.close()
+    change(table)
+    packed = compress(json.dumps(table).encode())
+    start = len(raw) - 40 - int.from_bytes(raw[-40:-32], "little")
+    patch.write_bytes(raw[:start] + packed + len(packed).to_bytes(8, "little") + sha256(packed).digest())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table["others"].update({"../outside.txt": {"base": None, "edited": None}}),
+        lambda table: table["others"].update({"/outside.txt": {"base": None, "edited": None}}),
+        lambda table: table["edited"]["files"].update(
+            {"../x.safetensors": table["edited"]["files"]["model-0.safetensors"]}
+        ),
+        lambda table: table["others"].update({"model-0.safetensors.partial": {"base": None, "edited": None}}),
+        lambda table: table["others"].update({"more/model.bin": {"base": None, "edited": None}}),
+        lambda table: table["left_out"]["edited"].append("code/../../outside.txt"),
+        lambda table: table.update(block=7),
+        lambda table: table.pop("tensors"),
+        lambda table: table["tensors"].popitem(),
+        lambda table: table["tensors"]["model.layers.0.w"].update(base="00"),
+        lambda table: table["base"]["files"]["model-0.safetensors"].update(header="{}"),
+        lambda table: table["base"]["files"]["model-0.safetensors"].update(header='{"a": {"data_offsets": "x"}}'),
+        lambda table: table.update(others=[]),
+    ],
+)
+def test_a_patch_that_somebody_made_up(edit, tmp_path, change):
+    base, _, patch = edit
+    rewritten(patch, change)
+    refused(lambda: editkit.apply_patch(base, patch, tmp_path / "out"), tmp_path, "was not written by editkit")
+
+
+def test_an_interrupted_apply_and_create_leave_nothing(edit, tmp_path):
+    base, edited, patch = edit
+
+    def interrupted(done, total):
+        raise KeyboardInterrupt
+
+    before = {str(path) for path in tmp_path.rglob("*")}
+    for call in (
+        lambda: editkit.apply_patch(base, patch, tmp_path / "deep/out", progress=interrupted),
+        lambda: editkit.undo_patch(edited, patch, tmp_path / "out", progress=interrupted),
+        lambda: editkit.create_patch(base, edited, tmp_path / "deep/p.editpatch", progress=interrupted),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        assert {str(path) for path in tmp_path.rglob("*")} == before
+
+
+def test_an_edit_that_changes_nothing_has_no_patch_and_says_so(tmp_path):
+    base = model(tmp_path / "base")
+    tune = tuned(base, tmp_path / "tuned")
+    result = editkit.negate(base, tune, tmp_path / "out", alpha=0.0, patch=tmp_path / "p.editpatch")
+    assert any("was not written: there is nothing to undo" in one for one in result.warnings)
+    assert not (tmp_path / "p.editpatch").exists()
+
+
+def test_a_patch_that_cannot_be_written_is_refused_before_the_edit(tmp_path):
+    base = model(tmp_path / "base")
+    tune = tuned(base, tmp_path / "tuned")
+    for name in ("p.zip", "base/p.editpatch", "out/p.editpatch"):
+        refused(
+            lambda name=name: editkit.negate(base, tune, tmp_path / "out", alpha=1.0, patch=tmp_path / name), tmp_path
+        )
+
+
+def test_neither_torch_nor_transformers_is_imported(edit, tmp_path):
+    base, edited, patch = edit
+    code = f"""
+        import sys, editkit
+        editkit.create_patch({str(base)!r}, {str(edited)!r}, {str(tmp_path / "p.editpatch")!r})
+        editkit.undo_patch({str(edited)!r}, {str(patch)!r}, {str(tmp_path / "back")!r})
+        editkit.verify_patch({str(patch)!r}, {str(base)!r})
+        sys.exit(bool({{"torch", "transformers", "peft"}} & set(sys.modules)))
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == 0

@@ -1,0 +1,236 @@
+"""`verify` says of an output what is true, what differs and what nobody can know; and takes nothing for granted."""
+
+import json
+import shutil
+from hashlib import sha256
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_checkpoint_writer import model, tree
+from tiny_models import save_llama
+
+import editkit
+from editkit.errors import EditError
+
+
+@pytest.fixture
+def edit(tmp_path):
+    base, tuned = model(tmp_path / "base", dtype=torch.bfloat16), tmp_path / "tuned"
+    shutil.copytree(base, tuned)
+    move(tuned, 3)
+    editkit.negate(base, tuned, tmp_path / "edited", alpha=1.0)
+    return tmp_path / "edited"
+
+
+def move(folder, seed):
+    """Add noise to all weights of a folder."""
+    generator = torch.Generator().manual_seed(seed)
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        moved = {name: (t + torch.randn(t.shape, generator=generator) * 0.1).to(t.dtype) for name, t in tensors.items()}
+        save_file(moved, path, {"format": "pt"})
+
+
+def states(found):
+    return {f"{row['what']} {row['name']}": row["state"] for row in found["rows"]}
+
+
+def test_an_output_as_it_was_written(edit):
+    found = editkit.verify(edit)
+    files = [name for name in tree(edit) if not name.startswith("diff/") and name != "editkit.json"]
+    assert states(found) == {f"output {name}": "ok" for name in files} | {
+        "input base": "ok",
+        "input vector 1 (tuned)": "ok",
+    }
+    assert (found["verdict"], found["command"]) == ("ok", "negate") and all(row["why"] is None for row in found["rows"])
+
+
+def test_the_hashes_in_the_provenance_are_those_of_the_files(edit):
+    record = json.loads((edit / "editkit.json").read_text())
+    expected = {
+        name: sha256(content).hexdigest()
+        for name, content in tree(edit).items()
+        if not name.startswith("diff/") and name != "editkit.json"
+    }
+    assert record["output"] == expected and "model.safetensors.index.json" in expected
+
+
+@pytest.mark.parametrize(
+    "file", ["model-1.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"]
+)
+def test_a_changed_file_differs_and_is_named(edit, file):
+    raw = bytearray((edit / file).read_bytes())
+    raw[-2] ^= 1 if file.endswith("rs") else 0
+    (edit / file).write_bytes(raw if file.endswith("rs") else raw + b"\n")
+    found = editkit.verify(edit)
+    assert found["verdict"] == "differs"
+    [row] = [row for row in found["rows"] if row["state"] == "differs"]
+    digest = sha256((edit / file).read_bytes()).hexdigest()
+    assert row["name"] == file and digest in row["why"]
+
+
+def test_a_header_that_is_broken_is_a_difference_and_no_error(edit):
+    (edit / "model-0.safetensors").write_bytes(b"broken")
+    assert states(editkit.verify(edit))["output model-0.safetensors"] == "differs"
+
+
+def test_a_file_that_is_gone_and_one_that_came(edit):
+    (edit / "config.json").unlink()
+    index = json.loads((edit / "model.safetensors.index.json").read_text())
+    index["weight_map"]["new"] = "new.safetensors"
+    (edit / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"new": torch.ones(2)}, edit / "new.safetensors")
+    found = states(editkit.verify(edit))
+    assert [found[f"output {name}"] for name in ("config.json", "new.safetensors")] == ["differs", "differs"]
+
+
+def test_an_output_of_an_older_version_is_unknown_and_not_ok(edit):
+    record = json.loads((edit / "editkit.json").read_text())
+    del record["output"]
+    (edit / "editkit.json").write_text(json.dumps(record))
+    found = editkit.verify(edit)
+    assert found["verdict"] == "unknown" and states(found)["output model-0.safetensors"] == "unknown"
+    again = editkit.verify(edit, recompute=True)  # which proves it after all
+    assert again["verdict"] == "ok" and states(again)["recompute negate"] == "ok"
+
+
+def test_inputs_that_are_not_found_or_are_others(edit, tmp_path, monkeypatch):
+    shutil.move(tmp_path / "tuned", tmp_path / "elsewhere")
+    found = editkit.verify(edit)
+    assert states(found)["input vector 1 (tuned)"] == "unknown" and found["verdict"] == "ok"
+    found = editkit.verify(edit, inputs={"vector 1": tmp_path / "elsewhere"})
+    assert states(found)["input vector 1 (tuned)"] == "ok"
+    shutil.copytree(tmp_path / "base", tmp_path / "tuned")  # of the same name, and another one
+    assert states(editkit.verify(edit))["input vector 1 (tuned)"] == "unknown"
+    found = editkit.verify(edit, inputs={"tuned": tmp_path / "tuned"}, recompute=True)
+    assert states(found)["input vector 1 (tuned)"] == "differs" and found["verdict"] == "differs"
+    assert states(found)["recompute negate"] == "skipped"
+    with pytest.raises(EditError, match=r"was not made from before: its inputs are base, tuned, vector 1"):
+        editkit.verify(edit, inputs={"before": tmp_path / "base"})
+
+
+SETTINGS = {
+    "plain": {},
+    "stochastic": {"rounding": "stochastic", "seed": 7},
+    "globs": {"only": ["*layers.1*", "*layers.2*"], "alpha_for": {"*.1.w": 0.25}},
+    "sharded": {"shard_size": 7000},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_command_run_again_gives_the_same_bytes(edit, tmp_path, name):
+    out = tmp_path / "again"
+    editkit.negate(tmp_path / "base", tmp_path / "tuned", out, **{"alpha": 0.5, **SETTINGS[name]})
+    before = tree(tmp_path)
+    found = editkit.verify(out, recompute=True)
+    assert states(found)["recompute negate"] == "ok" and found["verdict"] == "ok"
+    assert tree(tmp_path) == before  # nothing is left
+
+
+def test_an_output_that_its_inputs_do_not_give(edit):
+    record = json.loads((edit / "editkit.json").read_text())
+    record["alpha"] = 0.9
+    (edit / "editkit.json").write_text(json.dumps(record))
+    found = editkit.verify(edit, recompute=True)
+    [row] = [row for row in found["rows"] if row["state"] == "differs"]
+    assert row["what"] == "recompute" and "model-0.safetensors" in row["why"] and found["verdict"] == "differs"
+
+
+def test_a_vector_of_another_base_and_a_saved_one(edit, tmp_path):
+    editkit.task_vector(tmp_path / "tuned", tmp_path / "tau.safetensors", base=tmp_path / "base")
+    editkit.negate(tmp_path / "base", tmp_path / "tau.safetensors", tmp_path / "one", alpha=1.0)
+    editkit.negate(edit, tmp_path / "tuned", tmp_path / "two", alpha=1.0, vector_base=tmp_path / "base")
+    for name in ("one", "two"):
+        assert states(editkit.verify(tmp_path / name, recompute=True))["recompute negate"] == "ok"
+
+
+def test_a_merge_and_a_baked_adapter(tmp_path):
+    base = save_llama(tmp_path / "base", dtype=torch.bfloat16)
+    for name, seed in (("one", 1), ("two", 2)):
+        shutil.copytree(base, tmp_path / name)
+        move(tmp_path / name, seed)
+    lora = adapter(tmp_path / "lora", base)
+    vectors = {tmp_path / "one": {"weight": 0.5, "density": 0.5}, lora: {"weight": 2.0, "density": 0.3}}
+    editkit.merge(base, vectors, tmp_path / "merged", method="dare_ties", seed=3)
+    vectors = {tmp_path / "one": 0.5, tmp_path / "two": -0.5}
+    editkit.merge(base, vectors, tmp_path / "resharded", method="task_arithmetic", shard_size=9000, only=["*.mlp.*"])
+    editkit.bake(base, lora, tmp_path / "baked", scale=0.5)
+    other = adapter(tmp_path / "other", base, seed=6)
+    editkit.combine_adapters({lora: 1, other: -0.5}, tmp_path / "both", method="dare_linear", density=0.5, seed=2)
+    made = {"merged": "merge", "resharded": "merge", "baked": "bake", "both": "combine-adapters"}
+    for name, command in made.items():
+        found = editkit.verify(tmp_path / name, recompute=True)
+        assert states(found)[f"recompute {command}"] == "ok" and found["verdict"] == "ok", found
+
+
+def adapter(folder, base, seed=5):
+    """A LoRA of rank 2 on the projections of the queries, as peft writes it."""
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": str(base),
+    }
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    generator, prefix = torch.Generator().manual_seed(seed), "base_model.model.model.layers"
+    factors = {"A": (2, 16), "B": (16, 2)}
+    tensors = {
+        f"{prefix}.{layer}.self_attn.q_proj.lora_{factor}.weight": torch.randn(shape, generator=generator)
+        for layer in range(2)
+        for factor, shape in factors.items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_training_is_not_repeated(edit):
+    record = json.loads((edit / "editkit.json").read_text())
+    record["command"] = "unlearn"
+    (edit / "editkit.json").write_text(json.dumps(record))
+    found = editkit.verify(edit, recompute=True)
+    [row] = [row for row in found["rows"] if row["what"] == "recompute"]
+    assert row["state"] == "skipped" and "depends on the machine" in row["why"] and found["verdict"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": "other"},
+        {"inputs": 3},
+        {"inputs": [3]},
+        {"inputs": [{"name": "x", "files": {"a": 1}}]},
+        {"output": ["a"]},
+        {"command": None},
+    ],
+)
+def test_damaged_provenance_is_refused(edit, change):
+    record = json.loads((edit / "editkit.json").read_text())
+    (edit / "editkit.json").write_text(json.dumps({**record, **change}))
+    with pytest.raises(EditError, match=r"editkit\.json is damaged"):
+        editkit.verify(edit)
+
+
+def test_paths_out_of_the_output_are_not_followed(edit, tmp_path):
+    record = json.loads((edit / "editkit.json").read_text())
+    config = tmp_path / "base/config.json"
+    record["output"]["../base/config.json"] = record["output"][str(config)] = sha256(config.read_bytes()).hexdigest()
+    record["inputs"][0]["name"] = "../" + tmp_path.name + "/base"
+    (edit / "editkit.json").write_text(json.dumps(record))
+    found = states(editkit.verify(edit))
+    assert [found["output ../base/config.json"], found[f"output {config}"]] == ["differs", "differs"]
+    assert "unknown" in found.values()
+
+
+def test_a_checkpoint_without_provenance(edit, tmp_path):
+    with pytest.raises(EditError, match=r"base has no editkit\.json"):
+        editkit.verify(tmp_path / "base")
+
+
+def test_a_patched_output_verifies_as_the_edit_it_is(edit, tmp_path):
+    editkit.create_patch(tmp_path / "base", edit, tmp_path / "p.editpatch")
+    editkit.apply_patch(tmp_path / "base", tmp_path / "p.editpatch", tmp_path / "applied")
+    found = editkit.verify(tmp_path / "applied", recompute=True)
+    assert found["verdict"] == "ok" and states(found)["recompute negate"] == "ok"
