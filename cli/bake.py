@@ -32,7 +32,7 @@ from .progress import progress
     "--only", multiple=True, metavar="GLOB", help="Edit only tensors with such a whole name; may be repeated."
 )
 @mask("Edit only what this mask selects")
-@allow_other_base()
+@allow_other_base("an adapter, or a mask,")
 @click.option(
     "--rounding",
     type=click.Choice(["nearest", "stochastic"]),

@@ -34,7 +34,7 @@ from .progress import progress
     "--mask", "masks", multiple=True, type=NamedFile(), metavar="VECTOR=LOC", help="Count this vector within a mask."
 )
 @click.option("--only", multiple=True, metavar="GLOB", help="Only tensors with such a whole name; repeatable.")
-@allow_other_base("a mask or a saved vector")
+@allow_other_base("a vector, or a mask,")
 @output("the report (conflicts.json, conflicts.png)", required=False)
 @as_json
 @threads

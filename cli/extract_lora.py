@@ -13,6 +13,9 @@ from .options import allow_other_base, examples, output, quiet, threads
 from .options import as_json as json_option
 from .progress import progress
 
+SHOWN = 12
+"""Modules in the table."""
+
 
 @click.command(
     epilog=examples(
@@ -51,20 +54,22 @@ def command(base: str, tuned: str, output: Path, as_json: bool, quiet: bool, **s
 
 
 def _summary(result: dict[str, Any]) -> str:
+    """The modules that lose most, and what is kept in all."""
+    modules = sorted(result["modules"], key=lambda row: -row["residual_energy"])
     rows = [("module", "rank", "L2 of the change", "residual energy")]
     rows += [
         (row["module"], str(row["rank"]), f"{row['l2']:.4g}", f"{row['residual_energy']:.3%}")
-        for row in result["modules"]
+        for row in modules[:SHOWN]
     ]
     width = max(len(row[0]) for row in rows)
     lines = [
         "  ".join([row[0].ljust(width), *(c.rjust(len(h)) for c, h in zip(row[1:], rows[0][1:], strict=True))])
         for row in rows
     ]
-    return "\n".join(
-        [
-            *lines,
-            f"{len(result['modules'])} modules, residual {result['residual_energy']:.4%} of the energy of their change; "
-            f"{result['output']} written",
-        ]
+    if len(modules) > SHOWN:
+        lines.append(f"... and {len(modules) - SHOWN} more, see --json")
+    lines.append(
+        f"{len(modules)} modules, residual {result['residual_energy']:.4%} of the energy of their change; {result['kept']:.4%} of the "
+        f"energy of the whole change kept; {result['output']} written"
     )
+    return "\n".join(lines)

@@ -18,7 +18,7 @@ from .progress import progress
 
 WITH_CONFIG = ("base", "vectors", "masks", "method", "settings")
 """What a config says itself."""
-NO_ADAPTER = ("config", "base", "masks", "only", "compatible", "shard_size", "patch", "no_report", "dry_run")
+NO_ADAPTER = ("config", "base", "masks", "only", "compatible", "shard_size", "patch", "no_report")
 """What has no meaning for adapters that are combined with each other."""
 
 
@@ -46,10 +46,10 @@ class Assigned(click.ParamType):
         key, sign, text = str(value).partition("=")
         try:
             if key and sign:
-                return key, yaml.safe_load(text)
+                return key, yaml.safe_load(f"[{text}]" if "," in text and text[0] not in "[{" else text)
         except yaml.YAMLError:
             pass
-        self.fail(f"{value!r} is not KEY=VALUE, such as density=0.5 or t=[0,0.5,1]", param, ctx)
+        self.fail(f"{value!r} is not KEY=VALUE, such as density=0.5 or t=0,0.5,1", param, ctx)
 
 
 @click.command(
@@ -72,7 +72,9 @@ class Assigned(click.ParamType):
     help="A tuned checkpoint, an adapter or a saved vector; repeatable; the weight is 1 where none is given.",
 )
 @click.option(
-    "--method", metavar="NAME", help="As mergekit names it; with --to adapter as peft does.  [default: ties, cat]"
+    "--method",
+    metavar="NAME",
+    help="As mergekit names it; with --to adapter as peft does.  [default: task_arithmetic, cat]",
 )
 @click.option(
     "--set",
@@ -80,7 +82,7 @@ class Assigned(click.ParamType):
     multiple=True,
     type=Assigned(),
     metavar="KEY=VALUE",
-    help="A setting of the method, such as density=0.5; repeatable; a list is a gradient over the layers.",
+    help="A setting of the method, such as density=0.5; repeatable; a list (t=0,0.5,1) is a gradient over the layers.",
 )
 @click.option(
     "--mask",
@@ -147,8 +149,8 @@ def command(
     elif base is None or not vectors:
         raise click.UsageError("give a CONFIG, or --base and --vector")
     else:
-        inputs = _with_settings(vectors, masks, method or "ties")
-        others |= {"method": method or "ties", "settings": dict(settings)}
+        inputs = _with_settings(vectors, masks, method or "task_arithmetic")
+        others |= {"method": method or "task_arithmetic", "settings": dict(settings)}
     with progress("merge", quiet=quiet) as advance:
         result = editkit.merge(base, inputs, output, seed=seed, report=not no_report, progress=advance, **others)
     if as_json:
@@ -204,13 +206,16 @@ def _adapter(
     quiet: bool,
     others: dict[str, Any],
 ) -> int:
-    _refuse(NO_ADAPTER, "has no meaning with --to adapter, which combines adapters with each other")
-    if output is None or not vectors:
-        raise click.UsageError("--to adapter needs -o/--output and --vector")
+    _refuse(
+        NO_ADAPTER,
+        "has no meaning with --to adapter, which combines adapters with each other, without a base: leave it out",
+    )
+    if not vectors:
+        raise click.UsageError("--to adapter needs --vector, once for each adapter")
     if unknown := sorted(settings.keys() - {"rank", "density"}):
         raise click.UsageError(f"--set {', '.join(unknown)}: with --to adapter there are rank and density")
     adapters: dict[Any, float] = {name: 1.0 if weight is None else weight for name, weight in vectors}
-    same = {key: others[key] for key in ("allow_other_base", "threads")}
+    same = {key: others[key] for key in ("allow_other_base", "dry_run", "threads")}
     with progress("merge", unit="modules", quiet=quiet) as advance:
         report = editkit.combine_adapters(
             adapters, output, method=method or "cat", seed=seed, progress=advance, **settings, **same
@@ -218,12 +223,30 @@ def _adapter(
     if as_json:
         click.echo(json.dumps(report, indent=2))
     elif not quiet:
-        off = report["relative_error"]
-        said = "" if off is None else f", {off:.3g} (relative L2) from the weighted sum"
-        click.echo(f"{len(report['modules'])} modules combined by {report['method']}{said}; {output} written")
-    for warning in report["warnings"]:
+        click.echo(_planned_adapter(report) if others["dry_run"] else _combined(report))
+    for note in report.get("notes", ()) if not quiet and not as_json else ():
+        fail(f"note: {note}", 0)
+    for warning in report.get("warnings", ()):
         fail(f"warning: {warning}", 0)
     return 0
+
+
+def _combined(report: dict[str, Any]) -> str:
+    off = report["relative_error"]
+    said = "" if off is None else f", {off:.3g} (relative L2) from the weighted sum"
+    return f"{len(report['modules'])} modules combined by {report['method']}{said}; {report['output']} written"
+
+
+def _planned_adapter(report: dict[str, Any]) -> str:
+    rows = [("module", "rank", "bytes")]
+    rows += [(one["module"], str(one["rank"]), f"{one['bytes']:,}") for one in report["modules"]]
+    size = f"at most {report['bytes']:,} bytes to write"
+    return "\n".join(
+        [
+            *_table(rows, "<"),
+            f"{len(report['modules'])} modules would be combined by {report['method']}: {size}; nothing was written.",
+        ]
+    )
 
 
 def _planned(result: "editkit.Merged") -> str:
@@ -233,19 +256,35 @@ def _planned(result: "editkit.Merged") -> str:
     tensors = (
         f"{result.merged:,} tensors would be merged by {result.method} and {result.copied:,} taken over as they are"
     )
-    return "\n".join([*(_table(rows, "<") if len(rows) > 1 else []), f"{tensors}: {size}; nothing was written."])
+    return "\n".join(
+        [*_stacked(result), *(_table(rows, "<") if len(rows) > 1 else []), f"{tensors}: {size}; nothing was written."]
+    )
 
 
 def _summary(result: "editkit.Merged") -> str:
     """What was asked for and what arrived, per layer."""
-    rows = [("layer", "requested L2", "applied L2", "lost to rounding")]
+    rows = [("layer", "requested change, L2", "applied, L2", "lost to rounding")]
     for row in [*result.layers, result.total] if result.layers else []:
         place = "all" if row is result.total else str(row["layer"]) if row["layer"] is not None else "outside layers"
         lost = "–" if row["lost_to_rounding"] is None else f"{row['lost_to_rounding']:.3%}"
         rows.append((place, f"{row['requested_l2']:.4g}", f"{row['applied_l2']:.4g}", lost))
     where = f", report in {result.output}/diff/report.html" if result.report is not None else ""
-    written = f"{result.merged:,} tensors merged, {result.copied:,} taken over; {result.output} written{where}"
-    return "\n".join([*(_table(rows, ">") if len(rows) > 1 else []), written])
+    tensors = f"{result.merged:,} tensors merged, {result.copied:,} taken over as they are"
+    written = f"{tensors}; change to {result.like}; {result.output} written{where}"
+    return "\n".join([*_stacked(result), *(_table(rows, ">") if len(rows) > 1 else []), written])
+
+
+def _stacked(result: "editkit.Merged") -> list[str]:
+    """Which layers of the output are made of which, where they are stacked anew."""
+
+    def span(layers: Sequence[int]) -> str:
+        return f"{layers[0]} to {layers[1]}" if layers[0] != layers[1] else f"{layers[0]}"
+
+    return [
+        f"layers {span(run['layers'])} from "
+        + " and ".join(f"{one['model']} {span(one['layers'])}" for one in run["of"])
+        for run in result.stacked
+    ]
 
 
 def _table(rows: Sequence[tuple[str, ...]], side: str) -> list[str]:

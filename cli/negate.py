@@ -55,7 +55,7 @@ class GlobAlpha(click.ParamType):
     "--alpha-for", multiple=True, type=GlobAlpha(), metavar="GLOB=ALPHA", help="Another alpha for some tensors."
 )
 @mask("Edit only what this mask selects")
-@allow_other_base("a saved vector, or a mask,")
+@allow_other_base("a vector, or a mask,")
 @click.option(
     "--rounding",
     type=click.Choice(["nearest", "stochastic"]),

@@ -10,14 +10,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class NamedFile(click.ParamType):
-    """NAME=FILE as a pair."""
+    """NAME=FILE as a pair. form, example: what the error says."""
 
     name = "name=file"
+
+    def __init__(self, form: str = "NAME=FILE", example: str = "world_facts=facts.jsonl") -> None:
+        self.form, self.example = form, example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         name, _, path = str(value).partition("=")
         if not name or not path:
-            self.fail(f"{value!r} is not NAME=FILE, such as world_facts=facts.jsonl", param, ctx)
+            self.fail(f"{value!r} is not {self.form}, such as {self.example}", param, ctx)
         return name, path
 
 

@@ -52,7 +52,7 @@ COUNT = click.IntRange(min=1)
     metavar="GLOB[,GLOB...]",
     help="Edit only such tensors, a group of globs; may be repeated, and '*' is all.",
 )
-@allow_other_base("a saved vector, or a mask,")
+@allow_other_base("a vector, or a mask,")
 @click.option(
     "--choose", metavar="RULE", help="max|min NAME [s.t. NAME >=|<= NUMBER [and ...]]: write this point to OUT/edited."
 )

@@ -25,9 +25,10 @@ from .progress import progress
     "--input",
     "inputs",
     multiple=True,
-    type=NamedFile(),
+    type=NamedFile("NAME=PATH", "base=model or 'vector 1=tuned'"),
     metavar="NAME=PATH",
-    help="Where an input is, by its role or name; may be repeated.  [default: looked for beside OUT]",
+    help="Where an input is; may be repeated. NAME is its role (base, 'vector 1', mask, 'model 1', 'model 1 adapter 1', "
+    "'model 1 mask', 'adapter 1', data; tuned for the only vector), or what OUT calls it.  [default: looked for beside OUT]",
 )
 @click.option("--recompute", is_flag=True, help="Run the command again on the inputs, and compare all bytes.")
 @json_option
@@ -38,16 +39,17 @@ def command(
 ) -> int:
     """Check whether OUT is what its editkit.json claims: the sha256 of its files and of the inputs it was made from.
 
-    Exit code 1 where something differs, or where nothing says what the output was. Inputs that are not found are unknown.
+    Exit code 1 where something differs, where nothing says what the output was, and where --recompute could not be done.
+    Inputs that are not found are unknown.
     """
     with progress("verify", quiet=quiet) as advance:
         found = editkit.verify(output, inputs=dict(inputs), recompute=recompute, threads=threads, progress=advance)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     elif not quiet:
-        click.echo(
-            "\n".join([*map(_line, found["rows"]), f"{output}, made by editkit {found['command']}: {found['verdict']}"])
-        )
+        said = f"{output}, made by editkit {found['command']}: {found['verdict']}"
+        skipped = [f"; not recomputed: {row['why']}" for row in found["rows"] if row["state"] == "skipped"]
+        click.echo("\n".join([*map(_line, found["rows"]), printable("".join([said, *skipped]))]))
     return 0 if found["verdict"] == "ok" else 1
 
 

@@ -280,6 +280,63 @@ def test_adapters_that_cancel_are_left_out_or_refused(place, tmp_path):
     assert len(result["left_out"]) == 2 and all("down_proj" in module for module in result["left_out"])
 
 
+def test_a_rank_that_the_sum_does_not_have_is_said(place, tmp_path):
+    weights = given(place, {"one": 1.0, "two": 1.0})  # of rank 4 each, in every module of `one`
+    result = combine(weights, tmp_path / "out", method="svd", rank=16)
+    count = len(result["modules"])
+    assert {row["rank"] for row in result["modules"]} == {8}
+    assert result["notes"] == [
+        f"rank 8, not 16, in {count} of {count} modules: what is combined there has no larger one"
+    ]
+    assert not combine(weights, tmp_path / "less", method="svd", rank=8)["notes"]
+    assert not combine(weights, tmp_path / "default", method="svd")["notes"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_dry_run_says_the_ranks_and_bytes_that_are_written_and_writes_nothing(place, tmp_path, method):
+    names = ("one", "rich") if method in ("cat", "svd") or method.endswith("_svd") else ("one", "two")
+    weights = given(place, dict.fromkeys(names, 0.5))
+    settings = {} if method in ("cat", "svd", "linear") else {"density": 0.9}
+    planned = combine(weights, None, method=method, dry_run=True, **settings)
+    assert combine(weights, tmp_path / "out", method=method, dry_run=True, **settings)["bytes"] == planned["bytes"]
+    assert not list(tmp_path.iterdir())
+    combine(weights, tmp_path / "out", method=method, **settings)
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    ranks = {
+        n.removeprefix("base_model.model.").split(".lora_")[0]: len(tensor)
+        for n, tensor in tensors.items()
+        if ".lora_A" in n
+    }
+    assert {row["module"]: row["rank"] for row in planned["modules"]} == ranks
+    assert planned["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_a_dry_run_checks_what_a_run_would(place, tmp_path):
+    with pytest.raises(EditError, match="no output folder given"):
+        combine({place / "one": 1.0}, None)
+    with pytest.raises(NothingChanged, match="zero in every module"):
+        combine({place / "one": 0.0}, None, dry_run=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    with pytest.raises(EditError, match="is not empty"):
+        combine({place / "one": 1.0}, tmp_path / "out", dry_run=True)
+
+
+def test_the_folders_of_a_base_are_not_handed_on_and_hub_ids_are(place, tmp_path):
+    for name, written in {
+        str(place / "base"): "./base",
+        "org/base": "org/base",
+        "base": "base",
+        "./base": "./base",
+    }.items():
+        shutil.copytree(place / "one", tmp_path / "one", dirs_exist_ok=True)
+        config = tmp_path / "one" / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": name}))
+        combine({tmp_path / "one": 1.0}, tmp_path / "out")
+        assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == written
+        shutil.rmtree(tmp_path / "out")
+
+
 # -- what is refused
 
 
@@ -297,7 +354,9 @@ def test_bad_settings_are_refused_all_at_once(place, tmp_path):
         r"one is nan, not a finite number, .*two is inf",
         dict.fromkeys(both, math.nan) | {place / "two": math.inf},
     )
-    refused(tmp_path, "ties needs a density from 0 to 1, not None", both, method="ties")
+    refused(
+        tmp_path, "ties needs the share of the elements that it keeps, such as --set density=0.5", both, method="ties"
+    )
     refused(tmp_path, r"not 1.5", both, method="dare_linear_svd", density=1.5)
     refused(tmp_path, "cat has no density, cat has no rank of its own", both, density=0.5, rank=3)
     refused(tmp_path, "no adapter is given", {})
@@ -308,7 +367,8 @@ def test_ranks_that_differ_are_refused_where_factors_are_added(place, tmp_path):
     weights = given(place, {"one": 1.0, "rich": 1.0})
     refused(
         tmp_path,
-        r"ranks that differ: .*0.self_attn.v_proj \(rank 2 in .*rich instead of 4\).*1.self_attn.v_proj.*cat, svd",
+        r"^these adapters cannot be combined: rank 4 in \S*one, 2 in \S*rich "
+        r"\(model.layers.0.self_attn.v_proj and 1 more\): use cat, svd or one of the _svd methods$",
         weights,
         method="linear",
     )

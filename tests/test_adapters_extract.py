@@ -153,7 +153,12 @@ def test_a_full_fine_tuning_keeps_the_leading_directions_and_lists_what_has_no_p
     kept = sum(row["l2"] ** 2 * (1 - row["residual_energy"]) for row in result["modules"]) / whole
     assert result["kept"] == pytest.approx(kept, rel=1e-6)
     [warning] = result["warnings"]
-    assert warning.startswith("7 tensors changed and are not in the adapter, with ") and "model.norm.weight" in warning
+    assert warning.startswith("7 tensors changed and are not in the adapter, with ") and "norm.weight" in warning
+    tables = sum((change[name] ** 2).sum() for name in ("lm_head.weight", "model.embed_tokens.weight")) / whole
+    taken = warning.split("; --embeddings takes in ")[1]
+    assert {"lm_head.weight,", "model.embed_tokens.weight,"} < set(taken.split()) and taken.endswith(
+        f", with {tables:.2%}"
+    )
 
 
 def test_embeddings_and_heads_are_an_option(tmp_path):
@@ -162,6 +167,7 @@ def test_embeddings_and_heads_are_an_option(tmp_path):
     result = extract_lora(base, tuned, tmp_path / "out", rank=24, embeddings=True)
     assert {"model.embed_tokens", "lm_head"} <= {row["module"] for row in result["modules"]}
     assert result["residual_energy"] < 1e-9 and len(result["left_out"]) == 5
+    assert not any("--embeddings" in one for one in result["warnings"])
     assert any("at least as large as their matrix" in one for one in result["warnings"])
     after = load_file(tuned / "model.safetensors")
     for name, tensor in after.items():
@@ -257,6 +263,31 @@ def test_threads_do_not_matter_and_the_seed_is_recorded(tmp_path):
     assert record["command"] == "extract-lora" and record["seed"] == 7 and str(tmp_path) not in json.dumps(record)
 
 
+def test_the_base_of_an_adapter_is_no_hub_id_that_loaders_would_fetch(tmp_path, monkeypatch):
+    import socket
+
+    from peft import AutoPeftModelForCausalLM
+
+    base = llama(tmp_path / "base")
+    extract_lora(base, moved(base, tmp_path / "tuned"), tmp_path / "out", rank=4)
+    saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == "./base"
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: asked.append(address))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"\./base"):
+        AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not asked
+    want = logits(base, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    with torch.no_grad():
+        found = (
+            AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out").eval()(torch.arange(12)[None] % TOKENS).logits
+        )
+    torch.testing.assert_close(found, want)
+
+
 def test_rounding_of_a_bf16_checkpoint_is_the_floor(tmp_path):
     base = llama(tmp_path / "base", dtype="bfloat16")
     tuned = train(base, tmp_path / "lora", LLAMA, "bfloat16") / "merged"
@@ -298,6 +329,10 @@ def test_nan_and_models_that_do_not_differ_are_refused(tmp_path):
 def test_the_embedding_of_a_tied_model_is_refused(tmp_path):
     moved(llama(tmp_path / "base", tied=True), tmp_path / "tuned")
     refused(tmp_path, "ties its output head to its embedding", rank=3, embeddings=True)
+    result = extract_lora(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", rank=3)
+    why = {row["tensor"]: row["why"] for row in result["left_out"]}
+    assert why["model.embed_tokens.weight"].startswith("embedding that is the output head too")
+    assert not any("--embeddings" in one for one in result["warnings"])
 
 
 def test_a_tuned_model_of_other_shapes_is_refused(tmp_path):

@@ -1,13 +1,15 @@
 """`editkit bake` and `editkit extract-lora` as commands: what they print, write, refuse and never import."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 from click.testing import CliRunner
 from editkit_cli.main import main
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_vectors_lowrank import LLAMA, llama, train
 
 
@@ -27,13 +29,34 @@ def test_extract_and_bake_lead_from_the_tuned_model_to_itself(place, tmp_path):
     found = run("extract-lora", "--base", place / "base", "--tuned", tuned, "--rank", 4, "-o", tmp_path / "out")
     assert found.exit_code == 0, found.output
     table = found.stdout.splitlines()
-    assert len(table) == 1 + 6 + 1 and table[1].split()[:2] == ["model.layers.0.mlp.down_proj", "4"]
-    assert "6 modules, residual 0.0000% of the energy of their change" in table[-1]
+    assert len(table) == 1 + 6 + 1 and ["model.layers.0.mlp.down_proj", "4"] in [line.split()[:2] for line in table]
+    assert (
+        "6 modules, residual 0.0000% of the energy of their change; 100.0000% of the energy of the whole" in table[-1]
+    )
     baked = run("bake", place / "base", tmp_path / "out", "-o", tmp_path / "baked")
     assert baked.exit_code == 0 and "elements changed" in baked.stdout
     want = load_file(tuned / "model.safetensors")
     for name, tensor in load_file(tmp_path / "baked" / "model.safetensors").items():
         assert (tensor - want[name]).abs().max() < 1e-6
+
+
+def test_the_table_has_the_modules_that_lose_most_and_the_headline_what_is_kept_in_all(place, tmp_path):
+    tuned = tmp_path / "tuned"
+    shutil.copytree(place / "base", tuned)
+    tensors = load_file(tuned / "model.safetensors")
+    draw = torch.Generator().manual_seed(0)
+    changed = {name: tensor + 0.02 * torch.randn(tensor.shape, generator=draw) for name, tensor in tensors.items()}
+    save_file(changed, tuned / "model.safetensors", {"format": "pt"})
+    arguments = ("extract-lora", "--base", place / "base", "--tuned", tuned, "--rank", 4, "--embeddings")
+    rows = json.loads(run(*arguments, "--json", "-q", "-o", tmp_path / "a").stdout)["modules"]
+    found = run(*arguments, "-o", tmp_path / "b")
+    *table, more, last = found.stdout.splitlines()
+    most = sorted(rows, key=lambda row: row["residual_energy"], reverse=True)[:12]
+    assert len(rows) == 16 and [line.split()[0] for line in table[1:]] == [row["module"] for row in most]
+    assert more == "... and 4 more, see --json"
+    energy = {name: float((changed[name].double() - tensors[name].double()).square().sum()) for name in tensors}
+    kept = sum(energy[row["tensor"]] * (1 - row["residual_energy"]) for row in rows) / sum(energy.values())
+    assert f"; {kept:.4%} of the energy of the whole change kept; " in last
 
 
 def test_json_and_quiet(place, tmp_path):

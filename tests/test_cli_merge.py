@@ -73,7 +73,10 @@ def test_a_config_is_carried_out(tmp_path):
     result = run("merge.yaml", "-o", "out")
     first = {UP.format(layer): layer / 2 for layer in range(3)}
     assert_close("out", {name: sums(first.get(name, 0.5), -0.25)[name] for name in SHAPES})
-    assert "8 tensors merged, 0 taken over; out written, report in out/diff/report.html" in result.stdout
+    assert (
+        "8 tensors merged, 0 taken over as they are; change to base; out written, report in out/diff/report.html"
+        in result.stdout
+    )
     assert result.stderr == ""
     layers = [line.split()[0] for line in result.stdout.splitlines()[1:-1]]
     assert layers == ["outside", "0", "1", "2", "all"]
@@ -217,15 +220,16 @@ def test_mergekits_sign_flip_comes_only_when_it_is_asked_for():
         (("--base", "base", "--vector", "one", "--set", "t=[", "-o", "out"), "'t=[' is not KEY=VALUE"),
         (("--base", "base", "--vector", "one", "--mask", "a", "--mask", "b", "-o", "out"), "--mask: one gets more than one"),
         (("--base", "base", "--vector", "one", "--method", "tise", "-o", "out"), "did you mean ties?"),
-        (("--base", "base", "--vector", "one", "--set", "dnsity=1", "-o", "out"), "did you mean density?"),
-        (("--base", "base", "--vector", "one", "--set", "density=1.5", "-o", "out"), "is 1.5: give a number from 0 to 1"),
+        (("--base", "base", "--vector", "one", "--method", "ties", "--set", "dnsity=1", "-o", "out"), "did you mean density?"),
+        (("--base", "base", "--vector", "one", "--method", "ties", "--set", "density=1.5", "-o", "out"), "is 1.5: give a number from 0 to 1"),
         (("--base", "base", "--vector", "one", "--vector", "two", "--method", "slerp", "--set", "t=1", "-o", "out"), "SLERP takes 1"),
         (("--base", "base", "--vector", "nowhere", "-o", "out"), "nowhere does not exist"),
         (("--base", "base", "--vector", "one", "--only", "nothing", "-o", "out"), "--only 'nothing' matches none"),
         (("nowhere.yaml", "-o", "out"), "nowhere.yaml cannot be read"),
-        (("--to", "adapter", "--vector", "one", "--base", "base", "--only", "x", "-o", "out"), "--base, --only: has no meaning with --to adapter"),
+        (("--to", "adapter", "--vector", "one", "--base", "base", "--only", "x", "-o", "out"), "--base, --only: has no meaning with --to adapter, which combines adapters with each other, without a base: leave it out"),
         (("--to", "adapter", "--vector", "one", "--set", "t=1", "-o", "out"), "--set t: with --to adapter there are rank and density"),
-        (("--to", "adapter", "-o", "out"), "--to adapter needs -o/--output and --vector"),
+        (("--to", "adapter", "-o", "out"), "--to adapter needs --vector, once for each adapter"),
+        (("--to", "adapter", "--vector", "one", "--method", "ties", "-o", "out"), "such as --set density=0.5"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, said):
@@ -271,9 +275,14 @@ def test_adapters_are_combined_without_a_base():
         a, b = (next(v.astype(np.float64) for key, v in factors.items() if f"lora_{side}" in key) for side in "AB")
         return config["lora_alpha"] / config["r"] * b @ a
 
+    result = run("--to", "adapter", "--vector", "first=1", "--vector", "second=-0.5", "-o", "both", "--dry-run")
+    assert result.stdout.splitlines()[1].split() == ["model.layers.0.self_attn.q_proj", "4", str(4 * (8 + 8) * 4)]
+    assert "1 modules would be combined by cat" in result.stdout and not Path("both").exists()
     result = run("--to", "adapter", "--vector", "first=1", "--vector", "second=-0.5", "-o", "both")
     np.testing.assert_allclose(change("both"), change("first") - 0.5 * change("second"), rtol=1e-5, atol=1e-6)
     assert "1 modules combined by cat" in result.stdout and "both written" in result.stdout
+    more = ("--vector", "first", "--vector", "second", "--method", "svd", "--set", "rank=6", "-o", "more")
+    assert "note: rank 4, not 6, in 1 of 1 modules" in run("--to", "adapter", *more).stderr
     rank = run(
         "--to",
         "adapter",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,8 +62,20 @@ def test_create_gives_the_same_patch_as_the_edit(place, tmp_path):
 def test_info(place):
     done = run("patch", "info", "edit.editpatch", cwd=place)
     assert "editkit.json: added" in done.stdout and "model.layers.0.w  BF16" in done.stdout
+    assert "of 9,000 elements changed, in 6 of 6 tensors" in done.stdout.splitlines()[0]
     found = json.loads(run("patch", "info", "edit.editpatch", "--json", cwd=place).stdout)
     assert found["schema"] == "editkit.patch/1" and found["base"]["name"] == "base"
+
+
+def test_info_of_many_tensors_shows_twenty(tmp_path):
+    for name, value in (("base", 0.0), ("edited", 1.0)):
+        save_file({f"w{number:02}": torch.full((2,), value) for number in range(23)}, tmp_path / f"{name}.safetensors")
+    run("patch", "create", "base.safetensors", "edited.safetensors", "-o", "p.editpatch", cwd=tmp_path)
+    lines = run("patch", "info", "p.editpatch", cwd=tmp_path).stdout.splitlines()
+    assert lines[0].startswith("46 of 46 elements changed, in 23 of 23 tensors")
+    assert [line.split()[0] for line in lines[2:22]] == [f"w{number:02}" for number in range(20)]
+    assert lines[22] == "and 3 more tensors: see --json"
+    assert len(json.loads(run("patch", "info", "p.editpatch", "--json", cwd=tmp_path).stdout)["tensors"]) == 23
 
 
 def test_verify_of_a_patch(place):
@@ -94,6 +107,15 @@ def test_verify(place, tmp_path):
     done = run("verify", "edited", "--recompute", "--input", "base=base", cwd=place)
     assert done.exit_code == 0 and done.stdout.endswith("edited, made by editkit negate: ok\n")
     assert "ok       recompute negate" in done.stdout
+    record = json.loads((place / "edited/editkit.json").read_text())
+    shutil.copytree(place / "edited", tmp_path / "trained")
+    (tmp_path / "trained/editkit.json").write_text(json.dumps({**record, "command": "finetune"}))
+    done = run("verify", tmp_path / "trained", "--recompute", cwd=place)
+    why = "finetune is not done again: what comes out depends on the machine too"
+    said = f"{tmp_path / 'trained'}, made by editkit finetune: unknown; not recomputed: {why}"
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, said)
+    done = run("verify", "edited", "--input", "tofu/full", cwd=place)
+    assert done.exit_code == 2 and "'tofu/full' is not NAME=PATH, such as base=model or 'vector 1=tuned'" in done.stderr
     done = run("verify", "base", cwd=place)
     assert done.exit_code == 2 and "base has no editkit.json" in done.stderr
     broken = tmp_path / "broken"

@@ -52,6 +52,10 @@ def test_lora_from_an_earlier_model(tmp_path, model, data):
         model, data, tmp_path / "out", alpha=1.0, vector_base=earlier, finetune_settings=settings
     )
     assert (tmp_path / "out" / "vector" / "adapter_config.json").exists()
+    vector = json.loads((tmp_path / "out" / "editkit.json").read_text())["vector"]
+    assert vector == {"kind": "adapter", "adapter": "vector", "allow_other_base": True}
+    with pytest.raises(EditError, match="vector was tuned from earlier, whose weight files differ from those of"):
+        editkit.bake(model, tmp_path / "out" / "vector", tmp_path / "baked")
     changed = {row["module"] for row in result.report["tensors"] if row["changed"]}
     assert "self_attn.q_proj" in changed and "embed_tokens" not in changed
 

@@ -73,7 +73,7 @@ def test_linear_is_the_weighted_mean():
 
 
 def test_linear_refuses_weights_that_add_up_to_nothing():
-    with pytest.raises(EditError, match="the weights of w add up to 0, which is no mean"):
+    with pytest.raises(EditError, match="the weights add up to 0, which is no mean"):
         merge("linear", None, MODELS[:2], each=weights(1.0, -1.0))
 
 
@@ -327,7 +327,7 @@ def test_della_keeps_large_differences_more_often():
 
 def test_della_refuses_probabilities_outside_of_0_to_1():
     with pytest.raises(
-        EditError, match=r"density 0.9 with epsilon 0.15 makes probabilities outside of 0 to 1 .* below 0.1"
+        EditError, match=r"density 0.9 with epsilon 0.15 makes probabilities outside of 0 to 1: .* below 0.1"
     ):
         merge("della", BASE, MODELS[:1], each=weights(1.0, density=[0.9]))
 

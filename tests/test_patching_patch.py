@@ -241,6 +241,9 @@ def test_another_model(edit, tmp_path):
     )
     small = model(tmp_path / "small", shards=1)
     refused(lambda: editkit.undo_patch(small, patch, tmp_path / "out"), tmp_path, "neither side")
+    assert "later edit" not in refused(
+        lambda: editkit.undo_patch(save_llama(tmp_path / "llama"), patch, tmp_path / "out"), tmp_path / "small"
+    )
     refused(
         lambda: editkit.verify_patch(patch, save_gpt2(tmp_path / "gpt2")), Path(patch).parent / "small", "another model"
     )
@@ -266,7 +269,9 @@ def test_a_stack_is_undone_in_order(tmp_path):
 
     refused(undone(one, two, three), tmp_path, f"undone in another order: give {three} {two} {one}")
     refused(undone(three, one), tmp_path, one, "leave it out")
-    refused(undone(two), tmp_path, "neither side")
+    refused(undone(two), tmp_path, "neither side", "if it got a later edit, undo that one first: give its patch before")
+    said = refused(lambda: editkit.apply_patch(states[0], two, tmp_path / "out"), tmp_path, "neither side")
+    assert "later edit" not in said
     refused(undone(three, three), tmp_path, "leave it out")
     refused(lambda: editkit.undo_patch(states[3], [], tmp_path / "out"), tmp_path, "no patch given")
 
@@ -349,6 +354,16 @@ def test_sides_that_differ_in_more_than_values(tmp_path):
     patch = tmp_path / "p.editpatch"
     said = refused(lambda: editkit.create_patch(base, other, patch), tmp_path, "b (only in one of the two)", "d (only")
     assert "a (F32 [2] and BF16 [2])" in said and "c (F32 [2, 3] and F32 [3, 2])" in said
+    names = [f"t{number}" for number in range(7)]
+    narrow, wide = (
+        made(n, **{t: torch.ones(2, dtype=d) for t in names})
+        for n, d in (("f16", torch.float16), ("f32", torch.float32))
+    )
+    said = refused(lambda: editkit.create_patch(narrow, wide, patch), tmp_path)
+    assert said.endswith("which a patch does not keep: all 7 tensors are F32 instead of F16")
+    mixed = made("mixed", **{t: torch.ones(2, dtype=torch.float16 if t == "t3" else torch.float32) for t in names})
+    said = refused(lambda: editkit.create_patch(narrow, mixed, patch), tmp_path, "t5 (F16 [2] and F32 [2]) and 1 more")
+    assert "t6" not in said and "t3" not in said
     with pytest.raises(NothingChanged, match="the same weights"):
         editkit.create_patch(base, base, patch)
     assert not patch.exists()

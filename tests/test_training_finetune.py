@@ -159,7 +159,7 @@ def test_a_lora_loads_in_peft_and_in_editkit(tmp_path, data, make):
     adapter = open_adapter(output)
     linear = 7 if make is not save_gpt2 else 4
     assert len(adapter.modules) == 2 * linear and not any("head" in name for name in adapter.modules)
-    assert (adapter.base, {low.scale for low in adapter.modules.values()}) == ("base", {2.0})
+    assert (adapter.base, {low.scale for low in adapter.modules.values()}) == ("./base", {2.0})
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     ids = torch.tensor([[0, 70, 71, 72]])
     before = model(ids).logits

@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+import editkit
 from editkit.arithmetic.codec import decode
 from editkit.checkpoint.adapter import open_adapter
 from editkit.checkpoint.reader import open_checkpoint
 from editkit.errors import EditError
 from editkit.vectors.lowrank import LowRankVector
+from editkit.vectors.open import open_vector
 
 WIDTH, TOKENS = 24, 40
 LLAMA = ["q_proj", "v_proj", "down_proj"]
@@ -225,6 +228,59 @@ def test_an_embedding_brought_along_must_be_that_of_the_base(tmp_path):
     tensors[copy][3, 3] += 1
     save_file(tensors, adapter / "adapter_model.safetensors")
     assert copy in refusal(base, adapter)
+
+
+def other_weights(base: Path, folder: Path) -> Path:
+    shutil.copytree(base, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: t * 2 for name, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("command", ["finetune", "unlearn", "extract-lora"])
+def test_an_adapter_that_records_its_base_is_refused_on_other_weights(tmp_path, command):
+    base = llama(tmp_path / "base")
+    adapter, other = train(base, tmp_path / "lora", LLAMA), other_weights(base, tmp_path / "other")
+    merged(other, adapter)  # peft records nothing
+    files = {"model.safetensors": sha256((base / "model.safetensors").read_bytes()).hexdigest()}
+    record = {"command": command, "inputs": [{"name": "start", "role": "base", "files": files}]}
+    (adapter / "editkit.json").write_text(json.dumps(record))
+    merged(base, adapter)
+    message = refusal(other, adapter)
+    assert message == (
+        f"{adapter} was tuned from start, whose weight files differ from those of {other}: give that one as the model, or "
+        "allow another base where it is meant"
+    )
+    vector = open_vector(adapter, open_checkpoint(other), allow_other_base=True)
+    vector.check(open_checkpoint(other), vector.names)
+    assert vector.origin() == {"kind": "adapter", "adapter": "lora", "allow_other_base": True}
+
+
+def test_every_command_refuses_an_adapter_of_another_base(tmp_path):
+    base = llama(tmp_path / "base")
+    other, tuned = other_weights(base, tmp_path / "other"), other_weights(base, tmp_path / "tuned")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"] += 1
+    save_file(tensors, tuned / "model.safetensors", {"format": "pt"})
+    lora, out = tmp_path / "lora", tmp_path / "out"
+    editkit.extract_lora(base, tuned, lora, rank=1)
+    calls = {
+        "negate": lambda **allowed: editkit.negate(other, lora, out / "negated", alpha=1.0, **allowed),
+        "bake": lambda **allowed: editkit.bake(other, lora, out / "baked", **allowed),
+        "conflicts": lambda **allowed: editkit.conflicts(other, [lora, tuned], **allowed),
+        "task_vector": lambda: editkit.task_vector(lora, out / "tau.safetensors", base=other),
+        "extract_lora": lambda **allowed: editkit.extract_lora(other, lora, out / "lora", rank=1, **allowed),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            EditError, match=r"lora was tuned from base, whose weight files differ from those of .*other"
+        ):
+            call()
+        assert not out.exists()
+        if name != "task_vector":
+            call(allow_other_base=True)
+            shutil.rmtree(out, ignore_errors=True)
+    editkit.bake(base, lora, out)
 
 
 def test_factors_that_are_not_finite_are_listed(tmp_path):

@@ -106,7 +106,7 @@ def test_inputs_that_are_not_found_or_are_others(edit, tmp_path, monkeypatch):
     found = editkit.verify(edit, inputs={"tuned": tmp_path / "tuned"}, recompute=True)
     assert states(found)["input vector 1 (tuned)"] == "differs" and found["verdict"] == "differs"
     assert states(found)["recompute negate"] == "skipped"
-    with pytest.raises(EditError, match=r"was not made from before: its inputs are base, tuned, vector 1"):
+    with pytest.raises(EditError, match=r"was not made from before: its inputs are base, vector 1 \(tuned\)"):
         editkit.verify(edit, inputs={"before": tmp_path / "base"})
 
 
@@ -192,7 +192,47 @@ def test_training_is_not_repeated(edit):
     (edit / "editkit.json").write_text(json.dumps(record))
     found = editkit.verify(edit, recompute=True)
     [row] = [row for row in found["rows"] if row["what"] == "recompute"]
-    assert row["state"] == "skipped" and "depends on the machine" in row["why"] and found["verdict"] == "ok"
+    assert row["state"] == "skipped" and "depends on the machine" in row["why"] and found["verdict"] == "unknown"
+    assert editkit.verify(edit)["verdict"] == "ok"  # what was not asked for is not missed
+
+
+def test_an_output_that_cannot_be_made_again_is_unknown(edit, tmp_path):
+    shutil.rmtree(tmp_path / "tuned")
+    found = editkit.verify(edit, recompute=True)
+    assert states(found)["recompute negate"] == "skipped" and found["verdict"] == "unknown"
+    assert editkit.verify(edit)["verdict"] == "ok"
+
+
+def test_a_mask_is_given_as_the_folder_that_localize_wrote(edit, tmp_path):
+    loc = tmp_path / "loc"
+    loc.mkdir()
+    save_file({"model.layers.0.w": torch.ones(1, dtype=torch.bool)}, loc / "mask.safetensors")
+    save_file({"model.layers.0.w": torch.ones(1)}, loc / "scores.safetensors")
+    for name in ("base", "tuned"):
+        (tmp_path / name / "tokenizer.json").unlink()  # which has no vocabulary
+    editkit.negate(tmp_path / "base", tmp_path / "tuned", tmp_path / "masked", alpha=1.0, mask=loc)
+    vector = {tmp_path / "tuned": {"weight": 1.0, "mask": loc}}
+    editkit.merge(tmp_path / "base", vector, tmp_path / "merged", method="task_arithmetic")
+    for name, role in (("masked", "mask"), ("merged", "model 1 mask")):
+        for place in (loc, loc / "mask.safetensors"):
+            found = editkit.verify(tmp_path / name, inputs={role: place}, recompute=True)
+            assert states(found)[f"input {role} (mask.safetensors)"] == "ok" and found["verdict"] == "ok", found
+    with pytest.raises(EditError, match=r"tuned has no mask\.safetensors: give a mask file, or the folder"):
+        editkit.verify(tmp_path / "masked", inputs={"mask": tmp_path / "tuned"})
+
+
+def test_the_only_vector_may_be_called_tuned(edit, tmp_path):
+    shutil.move(tmp_path / "tuned", tmp_path / "full")
+    editkit.negate(tmp_path / "base", tmp_path / "full", tmp_path / "one", alpha=1.0)
+    shutil.move(tmp_path / "full", tmp_path / "elsewhere")
+    for name in ("vector 1", "full", "tuned"):
+        found = editkit.verify(tmp_path / "one", inputs={name: tmp_path / "elsewhere"}, recompute=True)
+        assert states(found)["input vector 1 (full)"] == states(found)["recompute negate"] == "ok"
+    editkit.negate(edit, tmp_path / "elsewhere", tmp_path / "two", alpha=1.0, vector_base=tmp_path / "base")
+    with pytest.raises(
+        EditError, match=r"from tuned: its inputs are base \(edited\), vector 1 \(elsewhere\), vector 2 \(base\)$"
+    ):
+        editkit.verify(tmp_path / "two", inputs={"tuned": tmp_path / "elsewhere"})
 
 
 @pytest.mark.parametrize(
@@ -202,6 +242,7 @@ def test_training_is_not_repeated(edit):
         {"inputs": 3},
         {"inputs": [3]},
         {"inputs": [{"name": "x", "files": {"a": 1}}]},
+        {"inputs": [{"name": "x", "role": 3, "files": {}}]},
         {"output": ["a"]},
         {"command": None},
     ],
@@ -234,3 +275,24 @@ def test_a_patched_output_verifies_as_the_edit_it_is(edit, tmp_path):
     editkit.apply_patch(tmp_path / "base", tmp_path / "p.editpatch", tmp_path / "applied")
     found = editkit.verify(tmp_path / "applied", recompute=True)
     assert found["verdict"] == "ok" and states(found)["recompute negate"] == "ok"
+
+
+def test_a_file_that_came_later_is_named_but_for_documents(edit):
+    (edit / "modeling.py").write_text("import os")
+    (edit / "README.md").write_text("# A card")
+    found = editkit.verify(edit)
+    assert [row["name"] for row in found["rows"] if row["state"] == "differs"] == ["modeling.py"]
+    assert found["verdict"] == "differs"
+
+
+@pytest.mark.parametrize("damage", [None, {"models": []}, {"targets": 5}, {"config": [1]}, {"files": {"../x": "y"}}])
+def test_a_damaged_plan_is_not_carried_out(tmp_path, damage):
+    base = save_llama(tmp_path / "base", dtype=torch.bfloat16)
+    shutil.copytree(base, tmp_path / "one")
+    move(tmp_path / "one", 1)
+    editkit.merge(base, {tmp_path / "one": 0.5}, tmp_path / "merged")
+    record = json.loads((tmp_path / "merged" / "editkit.json").read_text())
+    record["plan"] = damage and {**record["plan"], **damage}
+    (tmp_path / "merged" / "editkit.json").write_text(json.dumps(record))
+    assert editkit.verify(tmp_path / "merged", recompute=True)["verdict"] == "differs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "merged", "one"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from editkit.checkpoint.adapter import Adapter
+from editkit.checkpoint.adapter import Adapter, without_folders
 from editkit.errors import EditError, listed
 from editkit.vectors.difference import tuned_from
 
@@ -51,26 +51,25 @@ def check_bases(adapters: Sequence[Adapter]) -> None:
 def check_modules(adapters: Sequence[Adapter], *, same_rank: bool) -> dict[str, Module]:
     """All modules that any of the adapters has, in the order of the first that has it.
 
-    Raises EditError that lists the modules of other shapes or kinds and, with `same_rank`, of other ranks; base tensors
-    that adapters brought along with other values; and another order of rows and columns (GPT-2's Conv1D).
+    Raises EditError that lists the modules of other shapes or kinds; with `same_rank`, ranks that differ; base tensors that
+    adapters brought along with other values; and another order of rows and columns (GPT-2's Conv1D).
     """
     modules: dict[str, Module] = {}
-    ranks: dict[str, int] = {}
-    shapes, uneven = [], []
+    ranks: dict[str, dict[str, int]] = {}
+    shapes = []
     for adapter in adapters:
         tensors = adapter.checkpoint.tensors
         for path, change in adapter.modules.items():
             found = Module(tensors[change.b].shape[0], tensors[change.a].shape[1], change.embedding)
             if modules.setdefault(path, found) != found:
                 shapes.append(f"{path} {list(found[:2])} in {adapter.label} instead of {list(modules[path][:2])}")
-            rank = tensors[change.a].shape[0]
-            if ranks.setdefault(path, rank) != rank:
-                uneven.append(f"{path} (rank {rank} in {adapter.label} instead of {ranks[path]})")
+            ranks.setdefault(path, {})[adapter.label] = tensors[change.a].shape[0]
     problems = []
     if shapes:
         problems.append(f"modules of other shapes or kinds: {listed(shapes)}; combine adapters of one base")
-    if same_rank and uneven:
-        problems.append(f"ranks that differ: {listed(uneven)}; choose cat, svd or a method that ends in _svd")
+    if same_rank and (uneven := [path for path, found in ranks.items() if len(set(found.values())) > 1]):
+        first = listed([f"{rank} in {label}" for label, rank in ranks[uneven[0]].items()], limit=5)
+        problems.append(f"rank {first} ({listed(uneven, limit=1)}): use cat, svd or one of the _svd methods")
     if len({bool(one.config.get("fan_in_fan_out")) for one in adapters}) > 1:
         problems.append("fan_in_fan_out is true in some and false in others; combine adapters of one base")
     problems += _other_copies(adapters)
@@ -92,7 +91,7 @@ def common_settings(adapters: Sequence[Adapter]) -> dict[str, Any]:
         return next((config[key] for config in configs if config.get(key) is not None), None)
 
     return {
-        "base_model_name_or_path": first("base_model_name_or_path"),
+        "base_model_name_or_path": without_folders(first("base_model_name_or_path")),
         "fan_in_fan_out": bool(first("fan_in_fan_out")),
         "task_type": first("task_type"),
     }

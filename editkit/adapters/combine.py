@@ -26,7 +26,7 @@ import numpy as np
 from editkit.adapters.agreement import Module, check_bases, check_modules, common_settings, embedding_copies
 from editkit.adapters.factorize import check_rank, factorize
 from editkit.adapters.mixing import SPARSE, Mix, ReadRows
-from editkit.adapters.save import check_new_folder, new_adapter
+from editkit.adapters.save import check_new_folder, common_rank, new_adapter
 from editkit.adapters.sums import Term, l2, l2_of_sum, nearest, stacked
 from editkit.arithmetic.codec import decode
 from editkit.arithmetic.draws import key_of
@@ -36,6 +36,7 @@ from editkit.checkpoint.blocks import Progress, counted, ordered_map
 from editkit.errors import EditError, NothingChanged, listed
 
 MIXED = ("linear", *SPARSE)
+_ZERO = "the combination changes nothing, it is zero in every module: give other weights"
 METHODS = ("cat", "svd", *MIXED, *(f"{name}_svd" for name in SPARSE))
 
 
@@ -54,13 +55,14 @@ class Combined(NamedTuple):
 
 def combine(
     adapters: Mapping[str | os.PathLike[str], float],
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
     *,
     method: str = "cat",
     rank: int | None = None,
     density: float | None = None,
     seed: int = 0,
     allow_other_base: bool = False,
+    dry_run: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -72,16 +74,21 @@ def combine(
     method: see the head of this file. rank: of svd and the methods that end in it, by default the largest that any adapter
     has in a module. density: share of the elements that ties, dare and magnitude_prune keep, 0 to 1; it has no default. seed:
     of what dare drops. allow_other_base: combine adapters that name different bases. A module that only some adapters have
-    gets the combination of these. `progress` counts modules.
+    gets the combination of these. dry_run: check all that needs no weights, read and write none; `output` may be None.
+    `progress` counts modules.
 
-    Returns {"method", "relative_error", "modules", "left_out", "warnings", "output"}. relative_error: L2 of the difference
+    Returns {"method", "relative_error", "modules", "left_out", "notes", "warnings", "output"}. relative_error: L2 of the difference
     between the result and the weighted sum, over the L2 of that sum; None where the sum is zero. modules: rows of "module",
     "rank", "l2" of the sum, "relative_error" and, for methods that end in _svd, "residual_energy", the share of the energy
-    of the mixture that the rank cost. left_out: modules whose change is zero.
+    of the mixture that the rank cost. left_out: modules whose change is zero. notes: where a rank came out smaller than asked
+    for. A dry run returns {"method", "modules", "bytes", "output"}: rows of "module", "rank" and "bytes" of the factors, each
+    the most that it may come to, and the bytes of all tensors.
 
     Raises EditError that lists everything that does not fit together, NothingChanged where every change is zero.
     """
     _check_settings(adapters, method, rank, density)
+    if output is None and not dry_run:
+        raise EditError("no output folder given: name one, or ask for a dry run")
     with ExitStack() as stack:
         opened = [open_adapter(source) for source in adapters]
         for one in opened:
@@ -92,9 +99,13 @@ def combine(
         if rank is not None:
             check_rank(rank, {path: (module.out, module.inner) for path, module in modules.items()})
         inputs, weights = [one.checkpoint for one in opened], [float(weight) for weight in adapters.values()]
-        check_new_folder(output, inputs)
+        if output is not None:
+            check_new_folder(output, inputs)
         wide = any(info.dtype == "F64" for one in inputs for info in one.tensors.values())
         stored, dtype = (np.float64, "F64") if wide else (np.float32, "F32")
+        if dry_run or output is None:
+            width = np.dtype(stored).itemsize
+            return {**_planned(opened, weights, modules, method, rank, width), "output": output and os.fspath(output)}
         advance, rows = counted(progress, len(modules)), []
 
         def work(path: str) -> tuple[str, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -113,7 +124,7 @@ def combine(
                     rows.append(row)
                     advance(1)
             if not writer.ranks:
-                raise NothingChanged("the combination changes nothing, it is zero in every module: give other weights")
+                raise NothingChanged(_ZERO)
             for name, one in embedding_copies(opened).items():
                 writer.take(one.checkpoint, one.copies[name])
             record = provenance.record(
@@ -127,7 +138,7 @@ def combine(
                 allow_other_base=allow_other_base,
             )
             writer.finish(common_settings(opened), record)
-    return _result(method, rows, os.fspath(output))
+    return _result(method, rank, rows, os.fspath(output))
 
 
 def _check_settings(adapters: Mapping[Any, float], method: str, rank: int | None, density: float | None) -> None:
@@ -142,14 +153,49 @@ def _check_settings(adapters: Mapping[Any, float], method: str, rank: int | None
     sparse = method.removesuffix("_svd") in SPARSE
     if density is not None and not sparse:
         problems.append(f"{method} has no density")
-    if sparse and not (isinstance(density, int | float) and 0 <= density <= 1):
-        problems.append(f"{method} needs a density from 0 to 1, not {density}")
+    if sparse and density is None:
+        problems.append(f"{method} needs the share of the elements that it keeps, such as --set density=0.5")
+    elif sparse and not (isinstance(density, int | float) and 0 <= density <= 1):
+        problems.append(f"{method} needs a density from 0 to 1, such as --set density=0.5, not {density}")
     if rank is not None and not method.endswith("svd"):
         problems.append(f"{method} has no rank of its own (svd has)")
     elif rank is not None and not isinstance(rank, int):
         problems.append(f"the rank is {rank!r}, not a whole number")
     if problems:
         raise EditError(f"these adapters cannot be combined so: {listed(problems)}")
+
+
+def _planned(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    modules: Mapping[str, Module],
+    method: str,
+    rank: int | None,
+    width: int,
+) -> dict[str, Any]:
+    """The largest ranks that the modules may get, and what they then take with numbers of `width` bytes."""
+    ranks: dict[str, int] = {}
+    for path, module in modules.items():
+        own = {
+            number: one.checkpoint.tensors[one.modules[path].a].shape[0]
+            for number, one in enumerate(adapters)
+            if path in one.modules
+        }
+        together = sum(count for number, count in own.items() if weights[number])
+        most = together if method == "cat" else max(own.values())
+        if method.endswith("svd"):
+            most = min(rank or most, module.out, module.inner, *([together] if method == "svd" else []))
+        if together:
+            ranks[path] = most
+    if not ranks:
+        raise NothingChanged(_ZERO)
+    filled = common_rank(ranks)
+    rows: list[dict[str, Any]] = [
+        {"module": path, "rank": count, "bytes": (filled or count) * (modules[path].out + modules[path].inner) * width}
+        for path, count in ranks.items()
+    ]
+    copies = [one.checkpoint.tensors[one.copies[name]].nbytes for name, one in embedding_copies(adapters).items()]
+    return {"method": method, "modules": rows, "bytes": sum(row["bytes"] for row in rows) + sum(copies)}
 
 
 def _terms(adapters: Sequence[Adapter], weights: Sequence[float], path: str) -> list[Term]:
@@ -211,10 +257,10 @@ def _compared(terms: list[Term], found: Combined, a: np.ndarray, b: np.ndarray) 
     return row if found.residual is None else {**row, "residual_energy": found.residual}
 
 
-def _result(method: str, rows: list[dict[str, Any]], output: str) -> dict[str, Any]:
+def _result(method: str, rank: int | None, rows: list[dict[str, Any]], output: str) -> dict[str, Any]:
     whole = math.hypot(*(row["l2"] for row in rows))
     lost = math.hypot(*(row["l2"] * (row["relative_error"] or 0) for row in rows))
-    share, warnings = lost / whole if whole else None, []
+    share, notes, warnings = lost / whole if whole else None, [], []
     if method in MIXED and share is not None and share > 0.01:
         warnings.append(
             f"{method} mixes the factors A and B apart, which is not the sum of the changes: the result differs from the weighted sum by "
@@ -222,11 +268,18 @@ def _result(method: str, rows: list[dict[str, Any]], output: str) -> dict[str, A
         )
     kept = [row for row in rows if row["rank"]]
     left_out = [row["module"] for row in rows if not row["rank"]]
+    if rank is not None and (less := sorted({row["rank"] for row in kept if row["rank"] < rank})):
+        count = sum(row["rank"] < rank for row in kept)
+        ranks = f"{less[0]} to {less[-1]}" if less[1:] else f"{less[0]}"
+        notes.append(
+            f"rank {ranks}, not {rank}, in {count} of {len(kept)} modules: what is combined there has no larger one"
+        )
     return {
         "method": method,
         "relative_error": share,
         "modules": kept,
         "left_out": left_out,
+        "notes": notes,
         "warnings": warnings,
         "output": output,
     }

@@ -20,6 +20,7 @@ from editkit.adapters.save import check_new_folder, new_adapter
 from editkit.arithmetic.codec import working_dtype
 from editkit.arithmetic.draws import key_of
 from editkit.checkpoint import provenance
+from editkit.checkpoint.adapter import base_reference
 from editkit.checkpoint.blocks import Block, Progress, Scratch, blocks, counted, ordered_map
 from editkit.checkpoint.header import TensorInfo
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
@@ -31,6 +32,7 @@ from editkit.vectors.vector import TaskVector, refuse_quantized
 RANK = 32
 _WRAPPERS = {"h": "transformer.", "layers": "model."}
 _NO_MATRIX, _EMBEDDING = "no matrix of a linear layer", "embedding or output head: --embeddings takes it in"
+_TIED = "embedding that is the output head too: no adapter of it can be merged"
 
 
 class Place(NamedTuple):
@@ -171,7 +173,7 @@ def _places(base: Checkpoint, infos: Sequence[TensorInfo], embeddings: bool) -> 
         if len(info.shape) != 2 or not name.endswith(".weight"):
             left_out[name] = _NO_MATRIX
         elif (table or name in heads) and not embeddings:
-            left_out[name] = _EMBEDDING
+            left_out[name] = _TIED if base.tied and name in tokens else _EMBEDDING
         else:
             module = name.removesuffix(".weight")
             transposed = table or stored_transposed(name, config)
@@ -205,7 +207,7 @@ def _prefix(base: Checkpoint) -> str:
 def _settings(base: Checkpoint, transposed: bool) -> dict[str, Any]:
     kind = next(iter((base.config or {}).get("architectures") or []), "")
     return {
-        "base_model_name_or_path": provenance.public_name(base),
+        "base_model_name_or_path": base_reference(base),
         "fan_in_fan_out": transposed,
         "task_type": "CAUSAL_LM" if re.search("CausalLM|LMHead", kind) else None,
     }
@@ -231,9 +233,12 @@ def _result(
     if lost:
         most = sorted(lost, key=lambda row: -row["l2"])
         named = [f"{row['tensor']} ({row['l2'] ** 2 / (inside + outside):.2%})" for row in most]
+        tables = [row for row in most if row["why"] == _EMBEDDING]
+        share = sum(row["l2"] ** 2 for row in tables) / (inside + outside)
+        taken = f"; --embeddings takes in {listed(row['tensor'] for row in tables)}, with {share:.2%}" if tables else ""
         warnings.append(
             f"{len(lost)} tensors changed and are not in the adapter, with {outside / (inside + outside):.2%} of the energy (squared "
-            f"L2) of the change: {listed(named)}"
+            f"L2) of the change: {listed(named, limit=5)}{taken}"
         )
     if large := [row["module"] for row in rows if row["rank"] * sum(row["shape"]) >= np.prod(row["shape"])]:
         warnings.append(

@@ -84,9 +84,13 @@ def check_rank(rank: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
     A matrix whose own rank is smaller is taken over whole: that loses nothing.
     """
     largest = max(map(min, shapes.values()))
-    if not 1 <= rank <= largest:
+    if rank < 1:
+        raise EditError(f"rank {rank} is none: give a rank from 1 to {largest}")
+    if rank > largest:
         tall = [f"{name} {list(shape)}" for name, shape in shapes.items()]
-        raise EditError(f"rank {rank} is larger than the matrix: {listed(tall)}: give a rank from 1 to {largest}")
+        raise EditError(
+            f"rank {rank} is larger than the matrix: {listed(tall, limit=3)}: give a rank from 1 to {largest}"
+        )
 
 
 def _survey(read_rows: ReadRows, rows: int, columns: int) -> tuple[Blocks, float, float]:

@@ -47,6 +47,16 @@ def module_settings(ranks: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+def common_rank(ranks: Mapping[str, int]) -> int | None:
+    """What the ranks of all modules (path -> rank) are filled up to with zeros; None where each keeps its own.
+
+    transformers 5 keeps the experts of a layer in one parameter, of one rank, and gives other modules beside them other
+    names than the files do, so that no rank_pattern would find them.
+    """
+    uneven = len(set(ranks.values())) > 1 and any(".experts." in module for module in ranks)
+    return max(ranks.values()) if uneven else None
+
+
 def factor_names(module: str, embedding: bool) -> tuple[str, str]:
     """What peft calls the factors A [rank, in] and B [out, rank] of a module in a file."""
     kind, end = ("lora_embedding", "") if embedding else ("lora", ".weight")
@@ -84,11 +94,7 @@ class AdapterWriter:
             file.writelines(piece.data for piece in pieces)
 
     def _pad(self, rank: int) -> None:
-        """Fill all factors up to one rank with zeros, one tensor in memory at a time.
-
-        transformers 5 keeps the experts of a layer in one parameter, of one rank, and gives other modules beside them other
-        names than the files do, so that no rank_pattern would find them.
-        """
+        """Fill all factors up to one rank with zeros, one tensor in memory at a time."""
         entries, self._entries = self._entries, {}
         ragged = (self.folder / _SPOOL).rename(self.folder / f"{_SPOOL}.ragged")
         with open(ragged, "rb") as file:
@@ -104,8 +110,8 @@ class AdapterWriter:
 
     def finish(self, settings: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Write the adapter's config, its weights and editkit.json. `settings` are keys beside those of `module_settings`."""
-        if len(set(self.ranks.values())) > 1 and any(".experts." in module for module in self.ranks):
-            self._pad(max(self.ranks.values()))
+        if (rank := common_rank(self.ranks)) is not None:
+            self._pad(rank)
         config = {
             "peft_type": "LORA",
             "bias": "none",

@@ -12,10 +12,11 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from editkit.checkpoint.layout import load_json
+from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint, open_checkpoint
 from editkit.errors import EditError, listed
 
@@ -84,6 +85,27 @@ class Adapter:
     def base(self) -> str | None:
         """The base model as the adapter names it: a Hub id, or a path on the machine that trained it."""
         return self.config.get("base_model_name_or_path") or None
+
+
+def base_reference(base: Checkpoint) -> str:
+    """What adapter_config.json calls `base`: a Hub id as it is, a local folder or file as ./NAME.
+
+    peft and transformers ask the Hub for a bare NAME, and for a repository called None where there is null; for ./NAME they
+    look in the working directory, and else say at once that it is none.
+    """
+    return public_name(base) if base.layout.hub else f"./{public_name(base)}"
+
+
+def without_folders(reference: str | None) -> str | None:
+    """A reference to a base for others to read: absolute paths and those from home as ./NAME.
+
+    >>> without_folders("/home/ada/model"), without_folders("org/model"), without_folders("models/tuned/one")
+    ('./model', 'org/model', 'models/tuned/one')
+    """
+    for path in (PurePosixPath(reference or ""), PureWindowsPath(reference or "")):
+        if path.is_absolute() or path.parts[:1] == ("~",):
+            return f"./{path.name}"
+    return reference
 
 
 def is_adapter(source: str | os.PathLike[str]) -> bool:

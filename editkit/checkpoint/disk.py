@@ -76,13 +76,17 @@ def staged(output: Path) -> Iterator[Path]:
     try:
         make_parents(output, made)
         remove_stale(output)
-        folder.mkdir()
-        guard = lock(folder, needed=False)
-        try:
+        if folder.exists():
+            raise FileExistsError(f"{folder} is there already")
+        guard = None
+        try:  # before the folder is made: a signal may come right after
+            folder.mkdir()
+            guard = lock(folder, needed=False)
             yield folder
         finally:
             remove_staged(folder)
-            os.close(guard)
+            if guard is not None:
+                os.close(guard)
     finally:
         remove_made(made)
 

@@ -100,6 +100,7 @@ class CheckpointWriter:
         self._descriptors: dict[str, int] = {}
         self._made: list[Path] = []
         self._guard: int | None = None
+        self._mine = False
         self._pool = ThreadPoolExecutor(2, "editkit-writer")  # one copies while one waits for the disk
         self._done = False
 
@@ -224,8 +225,10 @@ class CheckpointWriter:
         disk.make_parents(self.output, self._made)
         disk.remove_stale(self.output)
         try:
+            self._mine = not self.folder.exists()  # before it is made: a signal may come right after
             self.folder.mkdir()
         except FileExistsError:
+            self._mine = False
             raise EditError(
                 f"{self.shown} is being written by this process already: give another output folder"
             ) from None
@@ -309,7 +312,7 @@ class CheckpointWriter:
 
     def _abort(self) -> None:
         """Leave nothing behind: neither the staged folder nor the parents made for it."""
-        if self._guard is not None:
+        if self._mine:
             self._close()
             disk.remove_staged(self.folder)
         disk.remove_made(self._made)

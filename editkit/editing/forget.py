@@ -79,7 +79,7 @@ def forget(
                 vector,
                 output,
                 alpha=alpha,
-                allow_other_base=allow_other_base or (vector_base is not None and not lora),
+                allow_other_base=allow_other_base or vector_base is not None,
                 keep=kept,
                 data_sha256=tuned.data_sha256,
                 progress=progress,

@@ -83,7 +83,7 @@ def negate(
     model: the checkpoint to edit. vector: a checkpoint tuned from `vector_base` (default: from `model`), a LoRA adapter,
     or a saved task vector. alpha_for: whole-name globs with an alpha of their own, the last match counts. only: whole-name
     globs; all other tensors are copied byte for byte. mask: a mask file or the folder of one, see `masks/mask.py`; what it
-    does not select stays as it is. allow_other_base: accept a saved vector, or a mask, that was made for other weights.
+    does not select stays as it is. allow_other_base: accept a vector, or a mask, that was made for other weights.
     rounding: "nearest" or "stochastic" (unbiased, drawn from `seed` and the tensor's name). keep: a folder that is moved to
     `output`/vector, such as the vector's own; patch: a new .editpatch file that undoes the edit; data_sha256: of the data behind the vector, for the provenance. dry_run: check
     names, shapes and output, write nothing. Arithmetic is float64; the result is rounded to the base's dtype as torch rounds it.

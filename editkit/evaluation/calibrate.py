@@ -104,7 +104,7 @@ def _change(edited: str | os.PathLike[str], base: Checkpoint) -> TaskVector:
                 f"{weights} has other weights than {base.label}, so the mix is not on the way to {os.fspath(edited)}: give the "
                 "adapter on the original, or merge it into a checkpoint"
             )
-    return open_vector(adapter, base)
+    return open_vector(adapter, base, allow_other_base=True)
 
 
 def search(score: Callable[[float], float], kept: float, *, n: int = 1) -> Calibration:

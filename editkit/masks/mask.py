@@ -34,10 +34,7 @@ class Mask:
     """
 
     def __init__(self, source: str | os.PathLike[str], base: Checkpoint, *, allow_other_base: bool = False) -> None:
-        path = Path(source)
-        if path.is_dir() and not (path / FILE).exists():
-            raise EditError(f"{source} has no {FILE}: give a mask file, or the folder of a localization")
-        self.file, self._config = open_checkpoint(path / FILE if path.is_dir() else path), base.config
+        self.file, self._config = open_checkpoint(mask_file(source)), base.config
         try:
             self.record = _record(self.file)
             self._refuse_misfits(os.fspath(source), base)
@@ -133,6 +130,16 @@ class Mask:
                 f"{source} was made for {self.record.get('base')}, and {base.label} has other weights (sha256): give the "
                 "checkpoint that was localized, or --allow-other-base"
             )
+
+
+def mask_file(source: str | os.PathLike[str]) -> Path:
+    """The file of a mask, or of the folder of one. Raises EditError for a folder without it."""
+    path = Path(source)
+    if not path.is_dir():
+        return path
+    if not (path / FILE).exists():
+        raise EditError(f"{source} has no {FILE}: give a mask file, or the folder of a localization")
+    return path / FILE
 
 
 def _record(file: Checkpoint) -> dict[str, Any]:

@@ -245,12 +245,12 @@ class _Reader:
         if isinstance(value, str | os.PathLike) and os.fspath(value):
             source, *adapters = reference(os.fspath(value))
             if source and all(adapters):
-                return Model(source, tuple(adapters))
+                return Model(_place(source), tuple(map(_place, adapters)))
         elif isinstance(value, Mapping) and "model" in value:
             self._known(value, "model lora", keys)
             texts = [self._path(value[key]) for key in ("model", "lora") if value.get(key) is not None]
             if all(texts):
-                return Model(str(texts[0]), tuple(map(str, texts[1:])))
+                return Model(_place(str(texts[0])), tuple(_place(str(one)) for one in texts[1:]))
         self.wrong(f"is {value!r}: give a folder, a .safetensors file or a Hub id, as text", *keys)
         return None
 
@@ -304,3 +304,8 @@ class _Reader:
         if value is not None and (type(value) is not int or value < 0):
             self.wrong(f"is {value!r}: give a whole number from 0 on", "seed")
         return value
+
+
+def _place(source: str) -> str:
+    """One spelling for one folder: ./base and base/ are base."""
+    return os.path.normpath(source) if os.path.exists(source) else source

@@ -4,9 +4,9 @@ Methods that need passes first get some tensors at a time, so that all threads h
 kept. Every sum is taken in the order of the blocks: threads and the layout of files change nothing.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from operator import iadd
 from typing import Any
 
@@ -58,6 +58,7 @@ def size_of_blocks(work: Work) -> int:
 def run(
     inputs: Inputs,
     works: Sequence[Work],
+    taken: Container[str],
     writer: CheckpointWriter,
     *,
     measure: bool,
@@ -66,11 +67,24 @@ def run(
 ) -> list[Compared]:
     """Merge and write the tensors `works`, and return what became of those that `inputs.like` has as well, in order.
 
-    With `measure` they get the sums of the diff report, else those of requested and applied change alone.
+    taken: names of those that were taken over byte for byte, and are only looked at. With `measure` all get the sums of the diff
+    report, else those of requested and applied change alone.
     """
     scratch, like = Scratch(), inputs.like
     compared = {one.info.name: Compared(like.tensors[one.info.name], None) for one in works if _known(inputs, one)}
-    advance = counted(progress, sum(one.info.nbytes for one in works))
+    merged = [one for one in works if one.info.name not in taken]
+    others = [one for one in works if one.info.name in taken and one.info.name in compared]
+    others = [one for one in others if measure or not _own(inputs, one)]
+    advance = counted(progress, sum(one.info.nbytes for one in [*merged, *others]))
+
+    def measured(
+        block: Block, before: np.ndarray, after: np.ndarray, applied: np.ndarray | None
+    ) -> tuple[Block, Sums | None, np.ndarray | None]:
+        if not measure:
+            return block, None, applied
+        sums, parts = sums_for(compared[block.info.name].info, like.config)
+        sums.add(before, after, first_row=block.first, **parts)
+        return block, sums, applied
 
     def finish(item: tuple[Running, Block]) -> tuple[Block, Sums | None, np.ndarray | None]:
         one, block = item
@@ -86,30 +100,42 @@ def run(
         if block.info.name not in compared:
             return block, None, None
         before = _before(inputs, one.work, block, stack, scratch)
-        sums = None
-        if measure:
-            sums, parts = sums_for(compared[block.info.name].info, like.config)
-            sums.add(before, after, first_row=block.first, **parts)
-        return block, sums, project(before, after, np.subtract(wanted, before, out=stack.out))
+        return measured(block, before, after, project(before, after, np.subtract(wanted, before, out=stack.out)))
+
+    def look(item: tuple[Work, Block]) -> tuple[Block, Sums | None, np.ndarray | None]:
+        one, block = item
+        before = scratch.read("before", like, block.info.name, block, one.dtype)
+        found = inputs.source(one.target)
+        if found is None or _own(inputs, one):
+            return measured(block, before, before, None)
+        after = scratch.read("after", found[0], found[1].name, block, one.dtype)
+        change = np.subtract(after, before, out=scratch.array("out", block.shape, one.dtype))
+        return measured(block, before, after, project(before, after, change))
 
     lanes = threads or default_threads()
-    items = ((one, block) for one, block in _items(inputs, _in_turn(works, lanes), scratch, threads))
-    with ordered_map(finish, items, threads) as results:
-        for block, sums, applied in results:
+    items = ((one, block) for one, block in _items(inputs, _in_turn(merged, lanes), scratch, threads))
+    looks = ((one, block) for one in others for block in blocks(one.info))
+    with ordered_map(finish, items, threads) as first, ordered_map(look, looks, threads) as second:
+        for block, sums, applied in chain(first, second):
             advance(block.nbytes)
-            if applied is None:
-                continue
-            tensor = compared[block.info.name]
+            tensor = compared.get(block.info.name, Compared(block.info, None))
             if sums is not None:
                 tensor.sums = sums if tensor.sums is None else tensor.sums.merge(sums)
-            part = Applied(-1.0, applied)  # the change that was wanted, subtracted with alpha -1
-            tensor.applied = part if tensor.applied is None else Applied.total([tensor.applied, part])
+            if applied is not None:
+                part = Applied(-1.0, applied)  # the change that was wanted, subtracted with alpha -1
+                tensor.applied = part if tensor.applied is None else Applied.total([tensor.applied, part])
     return list(compared.values())
 
 
 def _known(inputs: Inputs, work: Work) -> bool:
     there = inputs.like.tensors.get(work.info.name)
     return there is not None and there.shape == work.info.shape and there.item.floating
+
+
+def _own(inputs: Inputs, work: Work) -> bool:
+    """Whether a tensor that is taken over is that of `like` itself."""
+    found = inputs.source(work.target)
+    return found is not None and found[0] is inputs.like and found[1].name == work.info.name
 
 
 def _before(inputs: Inputs, work: Work, block: Block, stack: Stack, scratch: Scratch) -> np.ndarray:

@@ -83,7 +83,7 @@ class Inputs:
         for source in model.adapters:
             adapter = open_adapter(source)
             stack.callback(adapter.checkpoint.close)
-            adapters.append(LowRankVector(adapter, checkpoint))  # type: ignore[arg-type]
+            adapters.append(LowRankVector(adapter, checkpoint, allow_other_base=allow_other_base))  # type: ignore[arg-type]
         if model.mask:
             mask = Mask(model.mask, self.base, allow_other_base=allow_other_base)  # type: ignore[arg-type]
             stack.callback(mask.file.close)

@@ -6,11 +6,13 @@ what comes after them (last norm, output head) from those of the last one, as in
 that no tensor is dropped because a table does not know it.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import listed
+from editkit.merging.plan import Plan
 from editkit.names import embeddings_and_heads, parse, tied_pair
 
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -108,7 +110,7 @@ def stacked(like: Checkpoint, slices: Sequence[Sequence[Range]], problems: list[
         return []
     shared, rows, number = embeddings_and_heads(like.tensors), [], 0
     for name in shapes[like.label].outside:
-        index = 0 if _comes_first(name) else len(slices) - 1
+        index = 0 if _comes_first(name) or (like.tied and name in shared) else len(slices) - 1
         rows.append(Row(name, index, tuple(counterpart(name, shared, one.model) for one in slices[index]), 0.0))
     [stack] = shapes[like.label].stacks
     for index, part in enumerate(slices):
@@ -182,3 +184,30 @@ def renumbered(like: Checkpoint, slices: Sequence[Sequence[Range]], problems: li
                 f"{key} in config.json has no entry for {len(sources) - len(values)} of the layers in slices"
             )
     return changed
+
+
+def stacked_layers(plan: Plan) -> list[dict[str, Any]]:
+    """Runs of layers of the output that come from neighbouring layers of the same models; [] where all layers stay in their place."""
+    found: dict[int, dict[int, int]] = {}
+    for target in plan.targets:
+        layer = parse(target.name).layer
+        for part in target.parts if layer is not None else ():
+            place = parse(part.name).layer
+            if place is not None:
+                found.setdefault(layer, {})[part.model] = place  # type: ignore[arg-type]
+    runs: list[dict[str, Any]] = []
+    last: dict[int, int] | None = None
+    for number, places in sorted(found.items()):
+        if last is not None and {model: place + 1 for model, place in last.items()} == places:
+            runs[-1]["layers"][1] = number
+            for one in runs[-1]["of"]:
+                one["layers"][1] += 1
+        else:
+            of = [
+                {"model": os.path.basename(plan.models[model].source), "layers": [place, place]}
+                for model, place in places.items()
+            ]
+            runs.append({"layers": [number, number], "of": of})
+        last = places
+    moved = len(runs) > 1 or any(one["layers"] != run["layers"] for run in runs for one in run["of"])
+    return runs if moved else []

@@ -21,10 +21,11 @@ from editkit.checkpoint.blocks import Progress, default_threads
 from editkit.checkpoint.layout import CONFIG
 from editkit.checkpoint.writer import CheckpointWriter
 from editkit.diffing.report import Compared, Comparison, build_report
-from editkit.errors import EditError
+from editkit.errors import EditError, listed
 from editkit.merging.check import checked
 from editkit.merging.engine import run, size_of_blocks
 from editkit.merging.inputs import Inputs, Work
+from editkit.merging.layers import stacked_layers
 from editkit.merging.plan import Plan
 from editkit.merging.planning import plan_merge
 from editkit.merging.record import recorded
@@ -42,7 +43,8 @@ class Merged:
     merged, copied: number of tensors that are calculated, and that are taken over byte for byte. bytes: of the weights of the
     output. memory: estimated peak in bytes. layers, total: L2 of the change to `like` that was asked for and that arrived, and the share
     of elements lost to rounding; {} for a dry run. changed: elements, those of tensors that only one of
-    the two has included. notes: what is done unlike mergekit. rules: see `Rule`.
+    the two has included. notes: what is done unlike mergekit. rules: see `Rule`. like: name of the model whose files the output takes.
+    stacked: where layers are put together anew, {"layers": [first, last], "of": [{"model", "layers"}, ...]} for each run of them.
     """
 
     output: Path | None
@@ -56,6 +58,8 @@ class Merged:
     changed: int = 0
     notes: list[str] = field(default_factory=list)
     rules: list[dict[str, Any]] = field(default_factory=list)
+    like: str = ""
+    stacked: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     report: dict[str, Any] | None = None
 
@@ -65,7 +69,7 @@ def merge(
     vectors: Mapping[Source, float | Mapping[str, Any]] | Source,
     output: Source | None = None,
     *,
-    method: str = "ties",
+    method: str = "task_arithmetic",
     settings: Mapping[str, Any] | None = None,
     only: Sequence[str] = (),
     seed: int | None = None,
@@ -161,7 +165,7 @@ def execute(
         tensors = {one.info.name: (one.info.dtype, one.info.shape) for one in works}
         others = [checkpoint.source for _, checkpoint in inputs.checkpoints()]
         if patch is not None:
-            _check_patch(patch, inputs, tensors, others)
+            _check_patch(patch, inputs, tensors, [*others, *([Path(output)] if output else [])])
         if output is None:
             return result
         writer = CheckpointWriter(inputs.like, output, shard_size=shard_size, tensors=tensors, inputs=others)
@@ -171,8 +175,8 @@ def execute(
             for _, checkpoint in inputs.checkpoints():
                 checkpoint.start_hashing()
             _write_settings(plan, inputs, writer)
-            calculated = [one for one in works if not _copied(inputs, one, writer)]
-            compared = run(inputs, calculated, writer, measure=report, threads=threads, progress=progress)
+            taken = {one.info.name for one in works if _copied(inputs, one, writer)}
+            compared = run(inputs, works, taken, writer, measure=report, threads=threads, progress=progress)
             result = _outcome(replace(result, output=Path(output)), compared, _unmatched(inputs, works))
             roles = dict(inputs.checkpoints())
             record = provenance.record(
@@ -206,6 +210,8 @@ def _promised(inputs: Inputs, works: Sequence[Work], notes: Sequence[str], threa
         memory=_PROGRAM + 4 * threads * block + _COUNTS * max(len(one.target.parts) for one in works),
         notes=[*dict.fromkeys([*inputs.plan.notes, *notes])],
         rules=[one._asdict() for one in inputs.plan.rules],
+        like=provenance.public_name(inputs.like),
+        stacked=stacked_layers(inputs.plan),
     )
 
 
@@ -222,9 +228,15 @@ def _check_patch(
     from editkit.patching.writer import check_new_patch
 
     check_new_patch(patch, others)
-    if tensors != {name: (info.dtype, info.shape) for name, info in inputs.like.tensors.items()}:
+    own = {name: (info.dtype, info.shape) for name, info in inputs.like.tensors.items()}
+    if tensors.keys() != own.keys():
         raise EditError(
-            f"the output has other tensors than {inputs.like.label}, or other dtypes, which no patch can undo"
+            f"the output has other tensors than {inputs.like.label}, which no patch can undo: leave --patch out"
+        )
+    if other := sorted({f"{own[name][0]} to {tensors[name][0]}" for name in own if tensors[name] != own[name]}):
+        raise EditError(
+            f"the output has other dtypes than {inputs.like.label} ({listed(other)}), which no patch can undo: leave dtype "
+            "and out_dtype out of the config, or --patch"
         )
 
 
@@ -249,6 +261,8 @@ def _write_settings(plan: Plan, inputs: Inputs, writer: CheckpointWriter) -> Non
             part[key] = value
         (writer.folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
     for path, text in plan.files.items():
+        if Path(path).name != path:  # of a record that may be a stranger's
+            raise EditError(f"the plan writes {path!r}, which is no name of a file in the output: refuse that plan")
         (writer.folder / path).write_text(text, "utf-8")
 
 

@@ -42,7 +42,7 @@ def create_patch(
         check_new_patch(output, [one.source, other.source])
         if wrong := misfits(one.tensors, other.tensors):
             raise EditError(
-                f"{one.label} and {other.label} differ in more than values, which a patch does not keep: {listed(wrong)}"
+                f"{one.label} and {other.label} differ in more than values, which a patch does not keep: {listed(wrong, limit=5)}"
             )
         for side in (one, other):
             side.start_hashing()

@@ -229,13 +229,24 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def misfits(base: Mapping[str, TensorInfo], edited: Mapping[str, TensorInfo]) -> list[str]:
-    """Tensors that one side lacks, or holds in another dtype or shape: no patch leads from one to the other."""
+    """Tensors that one side lacks, or holds in another dtype or shape: no patch leads from one to the other.
+
+    One clause where all of several tensors are of one dtype on one side, and of another on the other.
+    """
+    if _shapes(base) == _shapes(edited) and len(base) > 1:
+        one, other = ({info.dtype for info in side.values()} for side in (base, edited))
+        if one != other and len(one) == len(other) == 1:
+            return [f"all {len(base)} tensors are {other.pop()} instead of {one.pop()}"]
     found = [f"{name} (only in one of the two)" for name in {**base, **edited} if not (name in base and name in edited)]
     for name, info in base.items():
         kinds = [f"{one.dtype} {list(one.shape)}" for one in (info, edited.get(name, info))]
         if kinds[0] != kinds[1]:
             found.append(f"{name} ({' and '.join(kinds)})")
     return found
+
+
+def _shapes(side: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in side.items()}
 
 
 def block_sizes(info: TensorInfo) -> Iterator[tuple[int, int]]:

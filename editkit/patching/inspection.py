@@ -82,7 +82,7 @@ def verify_patch(
 
 def _compared(patch: Patch, model: Checkpoint, threads: int | None, progress: Progress | None) -> dict[str, Any]:
     if wrong := misfits(patch.infos, model.tensors):
-        raise EditError(f"{patch.label} is for another model than {model.label}: {listed(wrong)}")
+        raise EditError(f"{patch.label} is for another model than {model.label}: {listed(wrong, limit=5)}")
     model.start_hashing()
     advance = counted(progress, sum(info.nbytes for info in model.tensors.values()))
     differ: dict[str, list[str]] = {side: [] for side in SIDES}

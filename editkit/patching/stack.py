@@ -7,7 +7,7 @@ import numpy as np
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import EditError, listed
 from editkit.patching.digest import xxh64
-from editkit.patching.file import BLOCK, SIDES, Patch, Side, block_sizes
+from editkit.patching.file import BLOCK, SIDES, Patch, Side, block_sizes, misfits
 
 VERBS = {"base": ("apply", "applied"), "edited": ("undo", "undone")}
 """What is done to a model that is this side."""
@@ -63,7 +63,7 @@ def refuse_unfit(patches: Sequence[Patch], model: Checkpoint, source: str, targe
     looked = {id(one): differing(one, model) for one in first}
     fitting = [one for one in first if looked[id(one)].get(source) == []]
     if not fitting:
-        raise EditError(_neither(first[0], looked[id(first[0])], model.label, source, target, verb))
+        raise EditError(_neither(first[0], looked[id(first[0])], model, source, target, verb))
     order = fitting[:1]
     while following := [one for one in patches if one not in order and _follows(one, order[-1], source, target)]:
         order.append(following[0])
@@ -78,12 +78,14 @@ def _follows(patch: Patch, before: Patch, source: str, target: str) -> bool:
     return patch is not before and patch.sides[source].sha256 == before.sides[target].sha256
 
 
-def _neither(patch: Patch, found: dict[str, list[str]], label: str, source: str, target: str, verb: str) -> str:
+def _neither(patch: Patch, found: dict[str, list[str]], model: Checkpoint, source: str, target: str, verb: str) -> str:
     if found.get(target) == []:
-        return f"{label} is the {target} side of {patch.label} already: there is nothing to {verb}"
+        return f"{model.label} is the {target} side of {patch.label} already: there is nothing to {verb}"
     differ = found.get(source)
+    later = verb == "undo" and not misfits(patch.infos, model.tensors)
+    hint = "; if it got a later edit, undo that one first: give its patch before this one" if later else ""
     why = "in the headers of its weight files" if differ is None else f"in {listed(differ)}"
     return (
-        f"{label} is neither side of {patch.label}, which is between {patch.sides['base'].name} and {patch.sides['edited'].name}: "
-        f"it differs from the {source} side {why} (`editkit patch info` shows the sha256 of both)"
+        f"{model.label} is neither side of {patch.label}, which is between {patch.sides['base'].name} and {patch.sides['edited'].name}: "
+        f"it differs from the {source} side {why} (`editkit patch info` shows the sha256 of both){hint}"
     )

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from editkit.checkpoint import provenance
+from editkit.checkpoint.adapter import base_reference
 from editkit.checkpoint.reader import open_checkpoint
 from editkit.checkpoint.writer import CheckpointWriter
 from editkit.errors import EditError, listed
@@ -131,7 +132,7 @@ def finetune(
         net, layout = load_model(base, dtype if lora else "float32"), base
         if lora:
             with quiet_transformers(), seeded(seed):
-                net = add_lora(net, lora, provenance.public_name(base))
+                net = add_lora(net, lora, base_reference(base))
             save_adapter(net, Path(scratch))
             layout = stack.enter_context(open_checkpoint(scratch))
         if chosen is not None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editkit.checkpoint.provenance import public_name
+from editkit.checkpoint.adapter import base_reference
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import listed
 from editkit.evaluation.metrics.statistics import summary
@@ -81,7 +81,7 @@ class Run:
         settings = self.settings
         if settings.lora:
             targets = self.mask.names if self.mask else self.only
-            net = adapted(self.subject.net, self.base, settings.lora, targets, public_name(self.base), settings.seed)
+            net = adapted(self.subject.net, self.base, settings.lora, targets, base_reference(self.base), settings.seed)
             self.subject = replace(self.subject, net=net)
             if self.folder and self.processes.main:
                 (self.folder / BEGUN).mkdir(exist_ok=True)

@@ -12,6 +12,9 @@ from editkit.errors import EditError, listed
 from editkit.names import embeddings_and_heads
 from editkit.vectors.vector import misfits, refuse_quantized
 
+_TUNINGS = ("finetune", "unlearn", "extract-lora")
+"""Commands that make adapters; their base is the one that such an adapter is a change of."""
+
 
 class DifferenceVector:
     """tau = tuned - origin, a block at a time; nothing is kept.
@@ -54,17 +57,11 @@ class DifferenceVector:
             problems.append(f"{self.tuned.label} has tensors that {base.label} lacks: {listed(extra)}")
         if problems:
             raise EditError("; ".join(problems) + ": give checkpoints of one architecture and vocabulary")
-        if not self.allow_other_base:
-            self._check_history(self.start or base)
-
-    def _check_history(self, origin: Checkpoint) -> None:
-        """A checkpoint that editkit tuned says from what; subtracting another one would be no task vector."""
-        for name, hashes in tuned_from(self.tuned.provenance):
-            if hashes != sorted(origin.sha256().values()):
-                raise EditError(
-                    f"{self.tuned.label} was tuned from {name}, whose weight files differ from those of {origin.label}: "
-                    "take that one as the base of the vector (--vector-base), or allow another base where it is meant"
-                )
+        if not self.allow_other_base and _command(self.tuned.provenance) == "finetune":
+            # Subtracting another checkpoint than the one that was tuned would be no task vector.
+            refuse_other_origin(
+                self.tuned, self.start or base, "take that one as the base of the vector (--vector-base)"
+            )
 
     def rows(self, name: str, first: int, last: int, base: np.ndarray) -> np.ndarray:
         block = Block(self.base.tensors[name], first, last)
@@ -85,9 +82,19 @@ class DifferenceVector:
         return {"kind": "difference", **names, **other}
 
 
+def refuse_other_origin(tuned: Checkpoint, origin: Checkpoint, remedy: str) -> None:
+    """Raise EditError where `tuned`, a checkpoint or an adapter, says that editkit made it from other weights than `origin`."""
+    for name, hashes in tuned_from(tuned.provenance):
+        if hashes != sorted(origin.sha256().values()):
+            raise EditError(
+                f"{tuned.label} was tuned from {name}, whose weight files differ from those of {origin.label}: "
+                f"{remedy}, or allow another base where it is meant"
+            )
+
+
 def tuned_from(provenance: Any) -> list[tuple[str, list[str]]]:
-    """Name and sorted weight hashes of what a checkpoint says editkit tuned it from; [] where it says nothing usable."""
-    if not isinstance(provenance, dict) or provenance.get("command") != "finetune":
+    """Name and sorted weight hashes of what a checkpoint or adapter says editkit tuned it from; [] where it says nothing usable."""
+    if _command(provenance) not in _TUNINGS:
         return []
     inputs = provenance.get("inputs")
     bases = (
@@ -98,3 +105,7 @@ def tuned_from(provenance: Any) -> list[tuple[str, list[str]]]:
     return [
         (str(one.get("name")), sorted(one["files"].values())) for one in bases if isinstance(one.get("files"), dict)
     ]
+
+
+def _command(provenance: Any) -> Any:
+    return provenance.get("command") if isinstance(provenance, dict) else None

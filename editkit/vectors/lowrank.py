@@ -17,6 +17,7 @@ from editkit.checkpoint.provenance import public_name
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import EditError, listed
 from editkit.names import tied_pair
+from editkit.vectors.difference import refuse_other_origin
 
 _COMPARED = 1 << 20  # elements at a time
 _REMEDY = "use the base that it was trained on"
@@ -30,8 +31,8 @@ class LowRankVector:
     module (tied embeddings).
     """
 
-    def __init__(self, adapter: Adapter, base: Checkpoint) -> None:
-        self.adapter, self.inputs = adapter, [adapter.checkpoint]
+    def __init__(self, adapter: Adapter, base: Checkpoint, *, allow_other_base: bool = False) -> None:
+        self.adapter, self.inputs, self.allow_other_base = adapter, [adapter.checkpoint], allow_other_base
         find = _finder(base)
         self._modules = _joined(adapter, base, find)
         self._copies = {copy: find(target) for target, copy in adapter.copies.items()}
@@ -43,7 +44,8 @@ class LowRankVector:
     def check(self, base: Checkpoint, names: list[str]) -> None:
         """Raise EditError where `base` does not have the shapes, or a factor among `names` is not finite.
 
-        Embeddings that peft saved beside the factors must be those of `base`, rounded to the dtype they were saved in.
+        Embeddings that peft saved beside the factors must be those of `base`, rounded to the dtype they were saved in. An adapter
+        that editkit made records its base, and is refused on other weights unless `allow_other_base`.
         """
         tensors = base.tensors
         if wrong := [n for n in names if n not in tensors or tensors[n].shape != self._shapes.get(n)]:
@@ -54,6 +56,8 @@ class LowRankVector:
                 problems.append(f"{copy} (its own copy of a base tensor, with other values or another size)")
         if problems:
             raise EditError(f"{self.adapter.label} cannot be applied to {base.label}: {listed(problems)}")
+        if not self.allow_other_base:
+            refuse_other_origin(self.adapter.checkpoint, base, "give that one as the model")
 
     def rows(self, name: str, first: int, last: int, base: np.ndarray) -> np.ndarray:
         """tau[first:last] as [last - first, columns] in `base`'s dtype, from a float64 product. Threads may call it."""
@@ -62,7 +66,8 @@ class LowRankVector:
 
     def origin(self) -> dict[str, Any]:
         """What the vector was made from, for provenance."""
-        return {"kind": "adapter", "adapter": public_name(self.adapter.checkpoint)}
+        other = {"allow_other_base": True} if self.allow_other_base else {}
+        return {"kind": "adapter", "adapter": public_name(self.adapter.checkpoint), **other}
 
     def _read_factors(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         change = self.adapter.modules[self._modules[name]]

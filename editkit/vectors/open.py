@@ -19,7 +19,8 @@ def open_vector(
     """The task vector in `source`, under the tensor names of `base`.
 
     A folder with adapter_config.json is a LoRA adapter; a file that says so is a saved vector; all else is a checkpoint
-    tuned from `vector_base` (default: from `base`). Raises EditError where `source` is none of these.
+    tuned from `vector_base` (default: from `base`). allow_other_base: also one that says it was made for other weights.
+    Raises EditError where `source` is none of these.
     """
     tuned = open_checkpoint(source)
     if not tuned.lone and (tuned.path / "adapter_config.json").exists():
@@ -29,7 +30,7 @@ def open_vector(
 
         if vector_base is not None:
             raise EditError(f"{source} is an adapter, which needs no base of its own: leave --vector-base out")
-        return LowRankVector(open_adapter(source), base)
+        return LowRankVector(open_adapter(source), base, allow_other_base=allow_other_base)
     if saved_vector_record(tuned) is not None:
         if vector_base is not None:
             raise EditError(f"{source} is a saved task vector, which has its base in it: leave --vector-base out")

@@ -4,16 +4,16 @@ import filecmp
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from editkit import __version__
 from editkit.adapters.combine import combine
+from editkit.checkpoint import disk
 from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.layout import Layout
 from editkit.editing.bake import bake
 from editkit.editing.negate import negate
-from editkit.errors import EditError, listed
+from editkit.errors import EditError, first_line, listed
 from editkit.merging.merge import execute
 from editkit.merging.record import restored
 
@@ -48,7 +48,9 @@ def _merge(record: Record, inputs: Inputs, output: Path, **running: Any) -> None
 
 
 def _combine(record: Record, inputs: Inputs, output: Path, **running: Any) -> None:
-    adapters = {inputs[f"adapter {number}"]: weight for number, weight in enumerate(record["weights"], 1)}
+    adapters: dict[Any, float] = {
+        inputs[f"adapter {number}"]: weight for number, weight in enumerate(record["weights"], 1)
+    }
     settings = {key: record[key] for key in ("method", "rank", "density", "allow_other_base")}
     combine(adapters, output, seed=record["seed"] or 0, **settings, **running)
 
@@ -74,14 +76,21 @@ def rebuilt(
     if missing := [role for role in roles if role not in inputs]:
         return "skipped", f"there is no {listed(missing)} to do it with"
     home = layout.folder.resolve()
-    with TemporaryDirectory(dir=home.parent, prefix=f".{home.name}.verify-") as folder:
-        again = Path(folder) / home.name
+    with disk.staged(home.parent / f"{home.name}.verify") as folder:
+        again = folder / home.name
         try:
             AGAIN[command](record, inputs, again, threads=threads, progress=progress)
         except EditError as error:
             return "differs", f"the command fails: {error}"
         except KeyError as error:
             return "skipped", f"its provenance lacks {error}, as that of older versions does"
+        except (
+            AttributeError,
+            IndexError,
+            TypeError,
+            ValueError,
+        ) as error:  # whoever wrote it, it is not what editkit writes
+            return "differs", f"its provenance is damaged and cannot be carried out ({first_line(error)})"
         claimed = [file for file in record.get("output") or layout.files if inside(file)]
         differ = [file for file in claimed if not _alike(again / file, layout.folder / file)]
     if not differ:

@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 
 from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.digests import sha256_of
-from editkit.checkpoint.layout import PROVENANCE, Layout
+from editkit.checkpoint.layout import PROVENANCE, REPORTS, Layout
 from editkit.checkpoint.provenance import SCHEMA as PROVENANCE_SCHEMA
 from editkit.checkpoint.reader import locate, open_checkpoint
 from editkit.errors import EditError, listed, printable
+from editkit.masks.mask import mask_file
 from editkit.training.data import read_examples
 from editkit.verification.recompute import inside, rebuilt
 
 SCHEMA = "editkit.verification/1"
 Source = str | os.PathLike[str]
-DATA = "data"
+DATA, TUNED = "data", "tuned"
+DOCUMENTS = (".md", ".png")
 
 
 class Row(NamedTuple):
@@ -43,13 +45,14 @@ def verify(
 ) -> dict[str, Any]:
     """Compare the output of an edit with what it says of itself, as a dictionary of schema `editkit.verification/1`.
 
-    inputs: where the inputs are, by their role ("base", "vector 1", "mask", "data") or name. Those that are not given are looked for beside
-    the output, in it and in the working folder; one that is found so and has other weights is another one, and unknown.
+    inputs: where the inputs are, by their role ("base", "vector 1", "model 1 mask", "data") or name; "tuned" is the vector where there
+    is one only. A mask may be the folder of a localization. Those that are not given are looked for beside the output, in it and
+    in the working folder; one that is found so and has other weights is another one, and unknown.
     recompute: run the command again on the inputs, in a folder beside the output that is removed, and compare all bytes.
 
     `verdict` is "ok" where the files of the output have the recorded sha256 (or come out of `recompute`) and nothing differs,
-    "differs" where something does, "unknown" where nothing says what the output was. Raises EditError where there is no
-    provenance to compare with, and for a name in `inputs` that it does not have.
+    "differs" where something does, "unknown" where nothing says what the output was, or where `recompute` could not be done.
+    Raises EditError where there is no provenance to compare with, and for a name in `inputs` that it does not have.
     """
     layout = locate(output)
     if layout is None:
@@ -63,7 +66,8 @@ def verify(
     if any(state == "differs" for _, state in states):
         verdict = "differs"
     else:
-        verdict = "unknown" if ("output", "unknown") in states and ("recompute", "ok") not in states else "ok"
+        nothing_said = ("output", "unknown") in states and ("recompute", "ok") not in states
+        verdict = "unknown" if nothing_said or ("recompute", "skipped") in states else "ok"
     return {
         "schema": SCHEMA,
         "output": printable(layout.label),
@@ -89,7 +93,8 @@ def _record(layout: Layout) -> dict[str, Any]:
 
 
 def _sound(one: Any) -> bool:
-    return isinstance(one, dict) and isinstance(one.get("name"), str) and _hashes(one.get("files"))
+    named = isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("role"), str | None)
+    return named and _hashes(one.get("files"))
 
 
 def _hashes(files: Any) -> bool:
@@ -110,9 +115,18 @@ def _output(layout: Layout, record: Mapping[str, Any]) -> Iterator[Row]:
             yield Row("output", file, "differs", f"its sha256 is {now} instead of {digest}")
         else:
             yield Row("output", file, "ok")
-    for file in layout.files:
+    for file in _present(layout.folder):
         if file not in claimed:
             yield Row("output", file, "differs", "the output had no such file")
+
+
+def _present(folder: Path) -> Iterator[str]:
+    """What somebody could load from an output: all but its provenance and reports, documents, and what git and the Hub keep."""
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        idle = place.suffix in DOCUMENTS or place.parts[0].startswith(".") or place.parts[0] in (PROVENANCE, *REPORTS)
+        if path.is_file() and not idle:
+            yield str(place)
 
 
 def _inputs(
@@ -121,16 +135,19 @@ def _inputs(
     """Rows for all inputs; yields role and place of those that are what they were."""
     claimed = [(one.get("role") or one["name"], one["name"], one["files"]) for one in record["inputs"]]
     data = [(DATA, DATA, {DATA: record[DATA]})] if isinstance(record.get(DATA), str) else []
+    shown_as = {role: name if role == name else f"{role} ({name})" for role, name, _ in [*claimed, *data]}
     names = {name for role, name, _ in [*claimed, *data] for name in (role, name)}
+    vectors = [role for role in shown_as if role.startswith("vector ")]
+    if TUNED in given and TUNED not in names and len(vectors) == 1:
+        given = {vectors[0] if name == TUNED else name: place for name, place in given.items()}
     if unknown := [name for name in given if name not in names]:
         raise EditError(
-            f"{layout.label} was not made from {listed(unknown)}: its inputs are {listed(sorted(names)) or 'none'}"
+            f"{layout.label} was not made from {listed(unknown)}: its inputs are {listed(shown_as.values()) or 'none'}"
         )
     for role, name, files in [*claimed, *data]:
-        place = given.get(role, given.get(name))
-        shown = name if role == name else f"{role} ({name})"
+        place, shown = given.get(role, given.get(name)), shown_as[role]
         if place is None:
-            found = _nearby(layout, name, files) if role != DATA else None
+            found = _nearby(layout, role, name, files) if role != DATA else None
             if found is None:
                 rows.append(Row("input", shown, "unknown", f"it was not found: give --input '{role}=PATH'"))
                 continue
@@ -142,14 +159,14 @@ def _inputs(
         yield role, Path(place)
 
 
-def _nearby(layout: Layout, name: str, files: Mapping[str, str]) -> Path | None:
+def _nearby(layout: Layout, role: str, name: str, files: Mapping[str, str]) -> Path | None:
     """The input of this name, where the output or the user is at home, if it is still what it was."""
     if not inside(name):
         return None
     for folder in (layout.folder.resolve().parent, Path.cwd(), layout.folder, layout.folder / "vector"):
         place = folder / name
         try:
-            if place.exists() and _now(place, name) == sorted(files.values()):
+            if place.exists() and _now(place, role) == sorted(files.values()):
                 return place
         except EditError:
             continue
@@ -159,5 +176,5 @@ def _nearby(layout: Layout, name: str, files: Mapping[str, str]) -> Path | None:
 def _now(place: Source, role: str) -> list[str]:
     if role == DATA:
         return [read_examples(place).sha256]
-    with open_checkpoint(place) as checkpoint:
+    with open_checkpoint(mask_file(place) if role.split(" ")[-1] == "mask" else place) as checkpoint:
         return sorted(checkpoint.sha256().values())

@@ -38,7 +38,7 @@ def dropped(terms: Terms) -> Drops:
     for density, spread in zip(densities, spreads, strict=True):
         if 0 < density < 1 and not (density - spread > 0 and density + spread < 1):
             raise EditError(
-                f"density {density:g} with epsilon {spread:g} makes probabilities outside of 0 to 1 for {terms.name}: give a "
+                f"density {density:g} with epsilon {spread:g} makes probabilities outside of 0 to 1: give a "
                 f"smaller epsilon, below {min(density, 1 - density):g}"
             )
     keys = [terms.key(j) for j in range(len(densities))]

@@ -19,7 +19,7 @@ def linear(terms: Terms) -> Combine:
     """Factors that add up to 1."""
     weights = terms.each("weight")
     if terms.settings["normalize"] and abs(weights.sum()) <= 1e-6 * np.abs(weights).sum():
-        raise EditError(f"the weights of {terms.name} add up to 0, which is no mean: give others, or normalize: false")
+        raise EditError("the weights add up to 0, which is no mean: give others, or normalize: false")
     if terms.precision:
         return lambda stack: compatible.mean(stack, weights, terms)
     factors = weights / weights.sum() if terms.settings["normalize"] else weights

@@ -21,7 +21,7 @@ def multislerp(terms: Terms) -> Steps:
     if terms.settings["normalize_weights"]:
         total = weights.sum()
         if total <= 1e-6 * np.abs(weights).sum() and not terms.precision:
-            raise EditError(f"the weights of {terms.name} add up to {total:g}: multislerp needs a sum above 0")
+            raise EditError(f"the weights add up to {total:g}: multislerp needs a sum above 0")
         weights = weights / total
     products = yield lambda stack: gram(stack.models)
     factors = _factors(terms, weights, products, eps)

@@ -36,7 +36,7 @@ def _share(terms: Terms) -> float:
     if terms.precision:
         return 0.5 if abs(total) < 1e-6 else weights[1] / total
     if total <= 1e-6 * np.abs(weights).sum():
-        raise EditError(f"the weights of {terms.name} add up to {total:g}: nuslerp needs a sum above 0")
+        raise EditError(f"the weights add up to {total:g}: nuslerp needs a sum above 0")
     return weights[1] / total
 
 
