@@ -134,7 +134,7 @@ def combinations(work: Path, base: Path, adapters: Sequence[Path]) -> dict[str, 
         density = ["--set", "density=0.5"] if method == "ties" else []
         own = [sys.executable, "-m", "editkit_cli", "merge", "--to", "adapter", *vectors, "--method", method, *density, "-o", ours, "-q"]  # fmt: skip
         found[f"{len(adapters)} adapters, {method}"] = [
-            ("peft", peer, theirs),
+            ("peft", peer, theirs / "all"),
             ("editkit merge --to adapter", own, ours),
         ]
     return found
