@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.digests import sha256_of
-from editkit.checkpoint.layout import PROVENANCE, REPORTS, Layout
+from editkit.checkpoint.layout import PROVENANCE, Layout
 from editkit.checkpoint.provenance import SCHEMA as PROVENANCE_SCHEMA
 from editkit.checkpoint.reader import locate, open_checkpoint
 from editkit.errors import EditError, listed, printable
@@ -115,18 +115,18 @@ def _output(layout: Layout, record: Mapping[str, Any]) -> Iterator[Row]:
             yield Row("output", file, "differs", f"its sha256 is {now} instead of {digest}")
         else:
             yield Row("output", file, "ok")
-    for file in _present(layout.folder):
-        if file not in claimed:
-            yield Row("output", file, "differs", "the output had no such file")
+    for file in _later(layout.folder, claimed):
+        yield Row("output", file, "differs", "the output had no such file")
 
 
-def _present(folder: Path) -> Iterator[str]:
-    """What somebody could load from an output: all but its provenance and reports, documents, and what git and the Hub keep."""
-    for path in sorted(folder.rglob("*")):
-        place = path.relative_to(folder)
-        idle = place.suffix in DOCUMENTS or place.parts[0].startswith(".") or place.parts[0] in (PROVENANCE, *REPORTS)
-        if path.is_file() and not idle:
-            yield str(place)
+def _later(folder: Path, claimed: Mapping[str, str]) -> Iterator[str]:
+    """Files beside those of the output that it did not have: all but provenance, documents and hidden ones."""
+    for place in sorted({Path(file).parent for file in claimed if inside(file)} | {Path()}):
+        for path in sorted((folder / place).iterdir()) if (folder / place).is_dir() else ():
+            file = str(place / path.name)
+            idle = path.suffix in DOCUMENTS or path.name.startswith(".") or file == PROVENANCE
+            if path.is_file() and not idle and file not in claimed:
+                yield file
 
 
 def _inputs(
