@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_adapters_extract import best, logits
+from test_adapters_extract import OLD_PEFT, TODAYS_PEFT, best, logits
 from test_vectors_lowrank import LLAMA, gpt2, llama, train
 from transformers import AutoModelForCausalLM
 
@@ -167,6 +167,8 @@ def weighted_by_peft(place: Path, weights: dict[str, float], **settings) -> dict
 
 @pytest.mark.parametrize("method", ["linear", "ties", "magnitude_prune", "ties_svd", "magnitude_prune_svd"])
 def test_deterministic_methods_agree_with_peft(place, tmp_path, method):
+    if OLD_PEFT and method.endswith("_svd"):
+        pytest.skip("peft before 0.21 gives another result")
     weights = {"one": 0.7, "two": 1.2}
     settings = {} if method == "linear" else {"density": 0.6}
     result = combine(given(place, weights), tmp_path / "out", method=method, **settings)
@@ -178,6 +180,7 @@ def test_deterministic_methods_agree_with_peft(place, tmp_path, method):
         assert ("residual_energy" in row) == method.endswith("_svd")
 
 
+@TODAYS_PEFT  # older ones give another result
 def test_linear_with_a_negative_weight_agrees_with_peft_and_says_what_it_is(place, tmp_path):
     weights = {"one": 0.5, "two": -0.5}
     result = combine(given(place, weights), tmp_path / "out", method="linear")
