@@ -1,7 +1,5 @@
 """`editkit bake MODEL ADAPTER -o OUT`."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +7,11 @@ import click
 
 import editkit
 
-from .main import fail
 from .negate import summary
-from .options import allow_other_base, examples, mask, output, patch, quiet, threads
+from .options import allow_other_base, examples, mask, output, patch, quiet, rounding, shard_size, threads
 from .options import as_json as json_option
 from .progress import progress
+from .reporting import show_edit
 
 
 @click.command(
@@ -33,15 +31,9 @@ from .progress import progress
 )
 @mask("Edit only what this mask selects")
 @allow_other_base("an adapter, or a mask,")
-@click.option(
-    "--rounding",
-    type=click.Choice(["nearest", "stochastic"]),
-    default="nearest",
-    show_default=True,
-    help="To the dtype.",
-)
+@rounding
 @click.option("--seed", type=int, default=0, show_default=True, help="Of stochastic rounding.")
-@click.option("--shard-size", type=int, metavar="BYTES", help="Write new shards of this size.  [default: MODEL's own]")
+@shard_size
 @patch
 @click.option("--no-report", is_flag=True, help="Leave out the diff report in OUT/diff.")
 @click.option("--dry-run", is_flag=True, help="Check names, shapes and output and list the tensors; write nothing.")
@@ -60,15 +52,8 @@ def command(
         raise click.UsageError("give -o/--output, or --dry-run")
     with progress("bake", quiet=quiet) as advance:
         result = editkit.bake(model, adapter, output, report=not no_report, progress=advance, **settings)
-    if as_json:
-        click.echo(
-            json.dumps({**asdict(result), "output": result.output and str(result.output), "report": None}, indent=2)
-        )
-    elif not quiet:
-        click.echo(summary(result) if result.output else "\n".join([*result.alphas, _planned(result)]))
-    for warning in result.warnings:
-        fail(f"warning: {warning}", 0)
-    return 0 if result.changed or settings["dry_run"] else editkit.NothingChanged.exit_code
+    said = summary(result) if result.output else "\n".join([*result.alphas, _planned(result)])
+    return show_edit(result, said, dry_run=settings["dry_run"], as_json=as_json, quiet=quiet)
 
 
 def _planned(result: "editkit.Negation") -> str:

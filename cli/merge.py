@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from .main import fail
 from .options import allow_other_base, examples, output, patch, quiet, threads
 from .options import as_json as json_option
 from .progress import progress
+from .reporting import show_edit
 
 WITH_CONFIG = ("base", "vectors", "masks", "method", "settings")
 """What a config says itself."""
@@ -153,17 +153,8 @@ def command(
         others |= {"method": method or "task_arithmetic", "settings": dict(settings)}
     with progress("merge", quiet=quiet) as advance:
         result = editkit.merge(base, inputs, output, seed=seed, report=not no_report, progress=advance, **others)
-    if as_json:
-        click.echo(
-            json.dumps({**asdict(result), "output": result.output and str(result.output), "report": None}, indent=2)
-        )
-    elif not quiet:
-        click.echo(_planned(result) if others["dry_run"] else _summary(result))
-    for note in result.notes if not quiet and not as_json else ():
-        fail(f"note: {note}", 0)
-    for warning in result.warnings:
-        fail(f"warning: {warning}", 0)
-    return 0 if result.changed or others["dry_run"] else editkit.NothingChanged.exit_code
+    said = _planned(result) if others["dry_run"] else _summary(result)
+    return show_edit(result, said, dry_run=others["dry_run"], as_json=as_json, quiet=quiet, notes=result.notes)
 
 
 def _refuse(names: Sequence[str], why: str) -> None:

@@ -1,8 +1,6 @@
 """`editkit negate MODEL VECTOR --alpha A -o OUT`."""
 
-import json
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,10 @@ from click.core import ParameterSource
 
 import editkit
 
-from .main import fail
-from .options import allow_other_base, examples, mask, output, patch, quiet, threads
+from .options import allow_other_base, examples, mask, output, patch, quiet, rounding, shard_size, threads
 from .options import as_json as json_option
 from .progress import Advance, progress
+from .reporting import show_edit
 from .tuning import describe
 from .tuning import tuning as tuning_options
 
@@ -56,15 +54,9 @@ class GlobAlpha(click.ParamType):
 )
 @mask("Edit only what this mask selects")
 @allow_other_base("a vector, or a mask,")
-@click.option(
-    "--rounding",
-    type=click.Choice(["nearest", "stochastic"]),
-    default="nearest",
-    show_default=True,
-    help="To the dtype.",
-)
+@rounding
 @click.option("--seed", type=int, default=0, show_default=True, help="Of stochastic rounding and of fine-tuning.")
-@click.option("--shard-size", type=int, metavar="BYTES", help="Write new shards of this size.  [default: MODEL's own]")
+@shard_size
 @patch
 @click.option("--no-report", is_flag=True, help="Leave out the diff report in OUT/diff.")
 @click.option(
@@ -107,15 +99,7 @@ def command(
             result = editkit.negate(model, vector, output, progress=advance, **settings)
     elif forget is not None:
         result = _forget(model, forget, output, tuning, quiet, settings)
-    if as_json:
-        click.echo(
-            json.dumps({**asdict(result), "output": result.output and str(result.output), "report": None}, indent=2)
-        )
-    elif not quiet:
-        click.echo(summary(result))
-    for warning in result.warnings:
-        fail(f"warning: {warning}", 0)
-    return 0 if result.changed or settings["dry_run"] else editkit.NothingChanged.exit_code
+    return show_edit(result, summary(result), dry_run=settings["dry_run"], as_json=as_json, quiet=quiet)
 
 
 def _was_given(name: str) -> bool:

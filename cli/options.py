@@ -46,6 +46,18 @@ def patch(function: F) -> F:
     return click.option("--patch", metavar="FILE", help=said)(function)
 
 
+def rounding(function: F) -> F:
+    """`--rounding`, given as `rounding: str`."""
+    ways = click.Choice(["nearest", "stochastic"])
+    return click.option("--rounding", type=ways, default="nearest", show_default=True, help="To the dtype.")(function)
+
+
+def shard_size(function: F) -> F:
+    """`--shard-size BYTES`, given as `shard_size: int | None`."""
+    said = "Write new shards of this size.  [default: MODEL's own]"
+    return click.option("--shard-size", type=int, metavar="BYTES", help=said)(function)
+
+
 def threads(function: F) -> F:
     """`--threads N`, given as `threads: int | None`."""
     count = click.IntRange(min=1)

@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from editkit.checkpoint.adapter import Adapter, without_folders
+from editkit.checkpoint.ties import same_bytes
 from editkit.errors import EditError, listed
 from editkit.vectors.difference import tuned_from
-
-_STEP = 1 << 20  # bytes compared at a time
 
 
 class Module(NamedTuple):
@@ -103,19 +100,7 @@ def _other_copies(adapters: Sequence[Adapter]) -> list[str]:
         f"{one.copies[name]} of {one.label}"
         for one in adapters
         for name in one.copies
-        if kept[name] is not one and not _same(kept[name], one, name)
+        if (first := kept[name]) is not one
+        and not same_bytes(first.checkpoint, first.copies[name], one.copies[name], one.checkpoint)
     ]
     return [f"tensors of their bases with other values: {listed(other)}; combine adapters of one base"] if other else []
-
-
-def _same(one: Adapter, other: Adapter, name: str) -> bool:
-    a, b = (x.checkpoint.tensors[x.copies[name]] for x in (one, other))
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    for start in range(0, a.nbytes, _STEP):
-        left, right = (np.empty(min(_STEP, a.nbytes - start), np.uint8) for _ in range(2))
-        one.checkpoint.read_into(a.name, start, left)
-        other.checkpoint.read_into(b.name, start, right)
-        if not np.array_equal(left, right):
-            return False
-    return True

@@ -20,15 +20,16 @@ def tied_copies(checkpoint: Checkpoint) -> list[str]:
     return [first, *copies] if copies else []
 
 
-def same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:
-    """Whether two tensors of a checkpoint are equal bit for bit."""
-    a, b = checkpoint.tensors[one], checkpoint.tensors[other]
+def same_bytes(checkpoint: Checkpoint, one: str, other: str, second: Checkpoint | None = None) -> bool:
+    """Whether two tensors of a checkpoint, or `other` of a second one, are equal bit for bit."""
+    second = second or checkpoint
+    a, b = checkpoint.tensors[one], second.tensors[other]
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     for start in range(0, a.nbytes, _STEP):
         left, right = (np.empty(min(_STEP, a.nbytes - start), np.uint8) for _ in range(2))
         checkpoint.read_into(one, start, left)
-        checkpoint.read_into(other, start, right)
+        second.read_into(other, start, right)
         if not np.array_equal(left, right):
             return False
     return True

@@ -84,12 +84,7 @@ def rebuilt(
             return "differs", f"the command fails: {error}"
         except KeyError as error:
             return "skipped", f"its provenance lacks {error}, as that of older versions does"
-        except (
-            AttributeError,
-            IndexError,
-            TypeError,
-            ValueError,
-        ) as error:  # whoever wrote it, it is not what editkit writes
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # of a record that editkit did not write
             return "differs", f"its provenance is damaged and cannot be carried out ({first_line(error)})"
         claimed = [file for file in record.get("output") or layout.files if inside(file)]
         differ = [file for file in claimed if not _alike(again / file, layout.folder / file)]
