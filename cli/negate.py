@@ -73,6 +73,7 @@ def command(
     forget: str | None,
     alpha_for: tuple[tuple[str, float], ...],
     no_report: bool,
+    dry_run: bool,
     output: Path | None,
     as_json: bool,
     quiet: bool,
@@ -86,7 +87,7 @@ def command(
     """
     if (vector is None) == (forget is None):
         raise click.UsageError("give either a VECTOR or --forget FILE")
-    if output is None and not settings["dry_run"]:
+    if output is None and not dry_run:
         raise click.UsageError("give -o/--output, or --dry-run")
     given = [f"--{name.replace('_', '-')}" for name in tuning if _was_given(name)]
     if given and forget is None:
@@ -96,10 +97,12 @@ def command(
     settings |= {"alpha_for": last, "report": not no_report}
     if vector is not None:
         with progress("negate", quiet=quiet) as advance:
-            result = editkit.negate(model, vector, output, progress=advance, **settings)
+            result = editkit.negate(model, vector, output, progress=advance, dry_run=dry_run, **settings)
     elif forget is not None:
+        if dry_run or output is None:
+            raise click.UsageError("--dry-run goes with a VECTOR")
         result = _forget(model, forget, output, tuning, quiet, settings)
-    return show_edit(result, summary(result), dry_run=settings["dry_run"], as_json=as_json, quiet=quiet)
+    return show_edit(result, summary(result), dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
 def _was_given(name: str) -> bool:
@@ -107,10 +110,8 @@ def _was_given(name: str) -> bool:
 
 
 def _forget(
-    model: str, data: str, output: Path | None, tuning: dict[str, Any], quiet: bool, settings: dict[str, Any]
+    model: str, data: str, output: Path, tuning: dict[str, Any], quiet: bool, settings: dict[str, Any]
 ) -> "editkit.Negation":
-    if settings.pop("dry_run") or output is None:
-        raise click.UsageError("--dry-run goes with a VECTOR")
     if settings["allow_other_base"] and settings["mask"] is None:
         raise click.UsageError("--allow-other-base goes with a VECTOR or a --mask")
     tuning["seed"] = settings["seed"]
