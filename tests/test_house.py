@@ -38,6 +38,7 @@ ROOMS = {  # room -> what it may import besides itself
     "sweeps": "errors names arithmetic checkpoint masks vectors diffing patching training localization editing evaluation",
     "verification": "errors names arithmetic checkpoint masks vectors diffing patching training localization merging adapters "
     "editing evaluation unlearning attacks sweeps",
+    "recipes": "errors names arithmetic checkpoint",
     "demo": "errors names arithmetic checkpoint masks vectors diffing patching training localization editing evaluation",
 }
 HEAVY = {"torch", "transformers", "peft", "matplotlib", "datasets", "scipy", "jinja2", "huggingface_hub", "accelerate"}
