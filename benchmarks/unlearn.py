@@ -35,10 +35,13 @@ import unlearn_inputs as inputs
 import unlearn_measures as measures
 import unlearn_tables as tables
 
+_QUALITY = {"lr": 1e-4, "retain_weight": 2.0, "eval_every": 5, "steps": 200, "stop": ("ma(forget) <= 0.28 and ma(retain) >= 0.98",)}
+"""Slowly, to a little above the level of never-seen text, where the truth ratios are most like those of a model that never saw it."""
 METHODS: dict[str, dict[str, Any]] = {
-    "me+gd": {}, "npo+gd": {}, "ga+gd": {}, "ga": {}, "ga+kl": {}, "simnpo+gd": {}, "idk+gd": {}, "idk+ap": {}, "idk+kl": {},
-    "dpo+gd": {}, "me+kl": {}, "max-entropy+gd": {}, "wga+gd": {}, "undial+gd": {}, "rmu+rmu": {}, "sga": {}, "tau": {}, "negation": {},
-    "memflex": {}, "memflex with controls": {"method": "memflex", "control": True},
+    "me+gd": {}, "npo+gd": {}, "ga+gd": {}, "ga": {}, "ga+kl": {}, "simnpo+gd": {}, "idk+gd": {}, "idk+ap": {}, "dpo+gd": {}, "wga+gd": {},
+    "undial+gd": {}, "rmu+rmu": {}, "sga": {}, "tau": {}, "negation": {}, "memflex": {}, "memflex with controls": {"method": "memflex", "control": True},
+    "npo+gd, slowly": {"method": "npo+gd", **_QUALITY}, "simnpo+gd, slowly": {"method": "simnpo+gd", "beta": 1.5, **_QUALITY},
+    "wga+gd, slowly": {"method": "wga+gd", **_QUALITY}, "sga, slowly": {"method": "sga", **_QUALITY},
 }  # fmt: skip
 """What each is tuned to, beyond its defaults. A name that is no method gives its method too."""
 SEEDS = (0, 1, 2)

@@ -27,7 +27,7 @@ from editkit.merging.method import Combine, Stack
 
 _TOGETHER = 1 << 25, 16
 """Elements, and tensors, that go through the passes of a method at a time."""
-_CACHED = 1 << 20
+_CACHED = 1 << 21
 """Elements of a block in all models, which stay in the processor's cache."""
 
 
