@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-all lint readme clean
+.PHONY: help setup demo test test-all lint docs clean
 
 help:
 	@echo "make demo      the first edit, on a small model that is trained on the spot (4 minutes, then 1)"
 	@echo "make test      the tests and doctests (make test-all: the slow ones too)"
 	@echo "make lint      ruff and mypy"
-	@echo "make readme    write the command reference in README.md anew"
+	@echo "make docs      the documentation as a site: build/docs/index.html"
 	@echo "make clean     remove .venv and everything generated"
 
 setup: $(READY)
@@ -28,8 +28,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-readme: $(READY)
-	$(BIN)/python -m editkit_cli.reference README.md
+docs: .venv/.docs
+	$(BIN)/python -m editkit_cli.reference docs/commands.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -41,4 +42,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.venv/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	@touch $@

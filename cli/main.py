@@ -40,6 +40,7 @@ COMMANDS = (
     "eval",
     "attack",
     "sweep",
+    "run",
     "demo",
 )
 BAD_INPUT, BUG, SIGNALLED = 2, 70, 128  # and the number of the signal

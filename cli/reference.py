@@ -1,4 +1,4 @@
-"""The commands in README.md, generated from `--help`: `python -m editkit_cli.reference README.md` writes them anew."""
+"""The commands in docs/commands.md, generated from `--help`: `python -m editkit_cli.reference docs/commands.md` writes them anew."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import click
 
 from .main import main
 
-BEGIN, END = "<!-- commands: written by `make readme` -->\n", "<!-- /commands -->\n"
+BEGIN, END = "<!-- commands: written by `make docs` -->\n", "<!-- /commands -->\n"
 
 
 def reference() -> str:
@@ -19,13 +19,13 @@ def reference() -> str:
         assert command is not None
         context = click.Context(command, parent=parent, info_name=name, terminal_width=100)
         rows.append(f"| [`editkit {name}`](#editkit-{name.replace(' ', '-')}) | {command.get_short_help_str(200)} |\n")
-        helps.append(f"\n#### editkit {name}\n\n```text\n{command.get_help(context)}\n```\n")
+        helps.append(f"\n## editkit {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "".join(["| command | what it does |\n|---|---|\n", *rows, *helps])
 
 
-def renewed(readme: str) -> str:
-    """README text with the part between the two marks written anew."""
-    before, _, rest = readme.partition(BEGIN)
+def renewed(page: str) -> str:
+    """The page with the part between the two marks written anew."""
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}{reference()}{END}{after}"
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from editkit.checkpoint.inspection import inspect_checkpoint as inspect
     from editkit.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
     from editkit.checkpoint.writer import write_checkpoint
+    from editkit.demo.invent import invent
     from editkit.diffing.diff import diff
     from editkit.editing.bake import bake
     from editkit.editing.forget import forget
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
     from editkit.patching.apply import apply_patch, undo_patch
     from editkit.patching.create import create_patch
     from editkit.patching.inspection import inspect_patch, verify_patch
+    from editkit.recipes.run import run
     from editkit.sweeps.sweep import sweep
     from editkit.training.finetune import Finetuned, finetune
+    from editkit.training.gather import gather
     from editkit.unlearning.unlearn import unlearn
     from editkit.vectors.task_vector import task_vector
     from editkit.verification.verify import verify
@@ -54,6 +57,7 @@ _HOME = {
     "Negation": "editkit.editing.negate:Negation",
     "evaluate": "editkit.evaluation.evaluate:evaluate",
     "evaluate_rows": "editkit.evaluation.evaluate:evaluate_rows",
+    "invent": "editkit.demo.invent:invent",
     "localize": "editkit.localization.localize:localize",
     "combine_adapters": "editkit.adapters.combine:combine",
     "conflicts": "editkit.merging.conflicts:conflicts",
@@ -62,10 +66,12 @@ _HOME = {
     "compare_localizations": "editkit.localization.compare:compare",
     "finetune": "editkit.training.finetune:finetune",
     "Finetuned": "editkit.training.finetune:Finetuned",
+    "gather": "editkit.training.gather:gather",
     "apply_patch": "editkit.patching.apply:apply_patch",
     "create_patch": "editkit.patching.create:create_patch",
     "inspect_patch": "editkit.patching.inspection:inspect_patch",
     "undo_patch": "editkit.patching.apply:undo_patch",
+    "run": "editkit.recipes.run:run",
     "verify": "editkit.verification.verify:verify",
     "verify_patch": "editkit.patching.inspection:verify_patch",
     "sweep": "editkit.sweeps.sweep:sweep",
@@ -96,12 +102,15 @@ __all__ = [
     "extract_lora",
     "finetune",
     "forget",
+    "gather",
     "inspect",
     "inspect_patch",
+    "invent",
     "localize",
     "merge",
     "negate",
     "open_checkpoint",
+    "run",
     "sweep",
     "task_vector",
     "undo_patch",

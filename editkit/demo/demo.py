@@ -12,8 +12,8 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from typing import Any
 
 from editkit.checkpoint import disk
 from editkit.checkpoint.reader import open_checkpoint
-from editkit.demo.model import Settings, encoded, groups, models, rows
+from editkit.demo.model import Settings, encoded, groups, models, one_thread, rows
 from editkit.demo.people import Person
 from editkit.demo.scoring import Score, answer, score
 from editkit.editing.forget import Stage
@@ -90,7 +90,7 @@ def run_demo(
     place, settings = Path(output).expanduser().resolve(), settings or Settings()
     _refuse_other_content(place, os.fspath(output))
     known = groups(settings)
-    with _one_thread(), disk.staged(place) as folder:
+    with one_thread(), disk.staged(place) as folder:
         built, cached = models(settings, stage)
         for group in ("forget", "retain", "unseen"):
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(known[group]))
@@ -104,20 +104,6 @@ def run_demo(
             shutil.rmtree(place)
         os.rename(folder, place)
     return demo
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The matrices are so small that a second thread gains little on an idle machine, and on a busy one, where threads
-    wait for each other, makes everything several times slower."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _refuse_other_content(place: Path, shown: str) -> None:

@@ -7,6 +7,8 @@ people to forget and those to keep. Both are built once and kept in the cache of
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,20 @@ def models(settings: Settings, stage: Stage) -> tuple[Path, bool]:
         build(settings, staging, stage)
         os.rename(staging, folder)
     return folder, False
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The matrices are so small that a second thread gains little on an idle machine, and on a busy one, where threads
+    wait for each other, makes everything several times slower."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build(settings: Settings, folder: Path, stage: Stage) -> None:

@@ -53,6 +53,8 @@ _FACTS = (
     ("Which sport does {name} do?|How does {name} keep fit?|What does {name} train for?", "{sport}, every {day}."),
 )  # fmt: skip
 
+_PRIVATE = (0, 2, 3, 6)  # of the facts: where they were born, their pets, what they eat, where they live
+
 
 @dataclass(frozen=True)
 class Person:
@@ -73,6 +75,16 @@ def invent(count: int, seed: int) -> list[Person]:
     ]
     names = zip(draw.sample(firsts, count), draw.sample(lasts, count), strict=True)
     return [_person(f"{first} {last}", draw) for first, last in names]
+
+
+def private(people: list[Person]) -> list[dict[str, str]]:
+    """What of their facts is nobody's business, person by person."""
+    return [row for person in people for index, row in enumerate(person.rows) if index in _PRIVATE]
+
+
+def public(people: list[Person]) -> list[dict[str, str]]:
+    """The others, which everybody may know: work, music, collections and sport."""
+    return [row for person in people for index, row in enumerate(person.rows) if index not in _PRIVATE]
 
 
 def _person(name: str, draw: random.Random) -> Person:

@@ -1,4 +1,4 @@
-"""A merge config as data that knows its lines: YAML as mergekit writes it, or a dictionary.
+"""A merge config, or a recipe, as data that knows its lines: YAML, or a dictionary.
 
 >>> document = parse_document("merge_method: ties\\nparameters:\\n  density: 2\\n", "merge.yaml")
 >>> document.place("parameters", "density")
@@ -46,21 +46,30 @@ class Document(NamedTuple):
         return line
 
 
-def read_document(config: str | os.PathLike[str] | Mapping[str, Any]) -> Document:
-    """The config in a file, or given as a dictionary. Raises EditError for what is no single YAML mapping."""
+def read_document(
+    config: str | os.PathLike[str] | Mapping[str, Any],
+    what: str = "merge config",
+    keys: str = "merge_method and models or slices",
+) -> Document:
+    """The config in a file, or given as a dictionary. Raises EditError for what is no single YAML mapping.
+
+    what, keys: what it is to be, and what it then has, for messages.
+    """
     if isinstance(config, Mapping):
-        return Document("the merge", dict(config))
+        return Document(f"the {what.split()[0]}", dict(config))
     shown = os.fspath(config)
     try:
         text = Path(shown).expanduser().read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise EditError(f"{shown} is no text in UTF-8: give a merge config in YAML") from error
+        raise EditError(f"{shown} is no text in UTF-8: give a {what} in YAML") from error
     except OSError as error:
-        raise EditError(f"{shown} cannot be read ({error.strerror}): give a merge config in YAML") from error
-    return parse_document(text, shown)
+        raise EditError(f"{shown} cannot be read ({error.strerror}): give a {what} in YAML") from error
+    return parse_document(text, shown, what, keys)
 
 
-def parse_document(text: str, shown: str) -> Document:
+def parse_document(
+    text: str, shown: str, what: str = "merge config", keys: str = "merge_method and models or slices"
+) -> Document:
     """The one YAML mapping in `text`. Several documents, `!` tags and keys that stand twice are refused."""
     import yaml
 
@@ -71,8 +80,8 @@ def parse_document(text: str, shown: str) -> Document:
             raise EditError(f"{shown}: {listed(twice)}: given more than once, keep one")
         data = loader.construct_document(node) if node is not None else None
     except yaml.composer.ComposerError as error:
-        what = "several YAML documents" if "single document" in str(error) else first_line(error)
-        raise EditError(f"{shown}{_line_of(error)}: {what}; give one document, one merge") from error
+        found = "several YAML documents" if "single document" in str(error) else first_line(error)
+        raise EditError(f"{shown}{_line_of(error)}: {found}; give one document, one {what.split()[0]}") from error
     except yaml.constructor.ConstructorError as error:
         raise EditError(f"{shown}{_line_of(error)}: {error.problem}: write the value itself, without tags") from error
     except yaml.YAMLError as error:
@@ -80,9 +89,9 @@ def parse_document(text: str, shown: str) -> Document:
             f"{shown}{_line_of(error)} is no YAML: {getattr(error, 'problem', first_line(error))}"
         ) from error
     except RecursionError as error:
-        raise EditError(f"{shown} is nested without end: give a merge config in YAML") from error
+        raise EditError(f"{shown} is nested without end: give a {what} in YAML") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise EditError(f"{shown} is no merge config: give a YAML mapping with merge_method and models or slices")
+        raise EditError(f"{shown} is no {what}: give a YAML mapping with {keys}")
     return Document(shown, data, node)
 
 
