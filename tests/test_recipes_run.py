@@ -19,7 +19,7 @@ SMALL = {
 }  # fmt: skip
 """Settings and lists of the matrix, for the recipes that have them."""
 OWN = {
-    "continual": {"method": ["me+gd"], "steps": 2}, "methods": {"method": ["npo+gd", "negation"]}, "memorized-sequences": {"method": ["sga", "tau"]}, "memflex": {"method": ["memflex"]},
+    "continual": {"method": ["me+gd"], "steps": 2}, "methods": {"method": ["npo+gd", "memflex"]}, "memorized-sequences": {"method": ["sga", "tau"]}, "memflex": {"method": ["memflex"]},
     "localized-negation": {"method": ["fisher", "random"]}, "robustness": {"method": ["me+gd"]},
     "in-out-distribution": {"known": "people/model"}, "real-world": {"known": "people/background.jsonl"},
 }  # fmt: skip
@@ -76,7 +76,12 @@ def test_a_recipe_needs_nothing_from_outside_of_the_project(name, clone, monkeyp
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_says_what_it_is(name):
     text = (RECIPES / f"{name}.yaml").read_text("utf-8")
-    labels = [label for label, _ in header("\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")))]
+    labels = [
+        label
+        for label, _ in header(
+            "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
+        )
+    ]
     assert labels == ["What", "Paper", "Command", "Yours", "Expect", "Time"]
     assert f"editkit run recipes/{name}.yaml" in text
     for section in ("title", "settings", "steps", "table"):

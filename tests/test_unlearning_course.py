@@ -134,6 +134,27 @@ def test_a_level_passed_below_the_floor_is_landed_on_when_retention_is_back():
     assert [point["mix"] for point in found.points] == [None, None, None, 0.375]
 
 
+@pytest.mark.parametrize(
+    ("rule", "start"), [("ma(forget) <= 0.5 and ma(retain) >= 0.9x", 1.0), ("ma(forget) < 0.625x", 0.8)]
+)
+def test_a_rule_that_was_asked_for_is_landed_on_too(rule, start):
+    """MA 1, 0.8 at w = 12, 0.2 at w = 14, and 0.5 half of the way between them."""
+    of = lambda w: (1 - 0.1 * (w - 10) if w <= 12 else 0.8 - 0.3 * (w - 12) - 1e-9, 1.0)  # noqa: E731
+    walker = Walker(
+        of=of,
+        rules=[parse("ma(retain) < 0.5"), parse(rule)],
+        by_default=False,
+        start={"ma(forget)": start, "ma(retain)": 0.8},
+    )
+    found = walker.run()
+    assert (found.outcome, found.ended, found.points[-1]["mix"], walker.w.item()) == ("reached", rule, 0.5, 13)
+
+
+def test_a_rule_about_something_else_is_not_landed_on():
+    walker = Walker([(1, 1), (0.2, 1)], rules=[parse("ma_max(forget) <= 0.5")], by_default=False)
+    assert [point["mix"] for point in walker.run().points] == [None] * 11
+
+
 def test_forget_sets_draw_batches_of_their_own():
     one, other = (Walker([(1, 1)], rows=40, most=6, name=name) for name in ("forget 1", "forget 2"))
     one.run(), other.run()

@@ -5,8 +5,9 @@ default, forget set at the level of never-seen text, holds only where retention 
 retention stays below the floor and does not rise, since the losses that unlearn have no bottom. Then the best point so far is kept: of those above the
 floor the one whose memorization accuracy is closest to the level, for less is not better than never seen.
 
-Where a run passes a measured level between two points and ends well below it, or any level without its retention, it lands: the weights of the best point
-and those here are mixed, w = (1 - t) w_best + t w_here, with t halved in on the level. That costs up to four looks.
+Where a run passes a measured level, or the number that a rule gives for ma(forget), between two points and ends well below it, or any level without its
+retention, it lands: the weights of the best point and those here are mixed, w = (1 - t) w_best + t w_here, with t halved in on the level. That costs up to
+four looks.
 
 While retention is below its floor a run with a retain loss takes steps of that loss alone: the forget term rests until the next look. No
 paper does so; without it the ascent losses, whose gradient grows as they succeed, outrun every fixed weight.
@@ -193,11 +194,12 @@ class Course:
             at.resting = self.rests and len(self.pools) > 1 and not phase.negated and not self._kept(values)
             self._noted(at, values, losses)
             ended = self._ended(at, phase)
-            if best is not None and self._crossed(at, phase) and (landed := self._landed(best, phase)):
+            aim = self._aim(phase)
+            if aim and best is not None and self._crossed(at, aim) and (landed := self._landed(best, aim)):
                 mix, values = landed
                 self._noted(at, values, [], mix)
                 at.outcome = "reached" if phase.until is None else None
-                ended = self._own_rule(phase).text
+                ended = aim.text
             reached = at.outcome == "reached" and self._kept(values)
             if reached or at.best is None or self._order(values) <= self._order(at.points[at.best]["values"]):
                 at.best, best = len(at.points) - 1, copied(self.parameters, "cpu")
@@ -233,35 +235,38 @@ class Course:
         at.lines.append({"phase": self.phases[at.phase].name, "step": at.step, "mix": mix, "values": values})
         self.say(at.lines[-1], at.in_phase, self.most)
 
-    def _own_rule(self, phase: Phase) -> Rule:
-        """Ours for the phase."""
-        return parse(phase.until) if phase.until is not None else self.rules[0]
+    def _aim(self, phase: Phase) -> Rule | None:
+        """The rule that says how far to forget: ours for the phase, else the first one that begins with ma(forget) below a number."""
+        if phase.until is not None:
+            return parse(phase.until) if self.rests else None
+        below = (
+            rule for rule in self.rules if rule.terms[0].name == "ma(forget)" and rule.terms[0].relation in ("<", "<=")
+        )
+        return next(below, None)
 
-    def _target(self, phase: Phase) -> float | None:
-        """The memorization accuracy that our rule for the phase asks for; None where there is none."""
-        if not (self.by_default and self.rules if phase.until is None else self.rests):
-            return None
-        term = self._own_rule(phase).terms[0]
-        return self.level if term.unit == "level" else term.number
+    def _target(self, rule: Rule) -> float:
+        """The memorization accuracy that a rule asks for."""
+        term = rule.terms[0]
+        return term.number * {"": 1.0, "x": _number(self.start.get("ma(forget)")), "level": self.level}[term.unit]
 
-    def _crossed(self, at: Progressed, phase: Phase) -> bool:
-        """Whether the target was passed since the last point, and not kept to, or not with what is to be retained."""
-        target = self._target(phase)
-        if target is None or len(at.points) < 2 or at.best is None:
+    def _crossed(self, at: Progressed, rule: Rule) -> bool:
+        """Whether the target was passed since the last point, and not kept to, or not with what else the rule asks for."""
+        if len(at.points) < 2 or at.best is None:
             return False
-        now = at.points[-1]["values"]
+        now, target = at.points[-1]["values"], self._target(rule)
         last, best, this = (
             _number(one["ma(forget)"]) for one in (at.points[-2]["values"], at.points[at.best]["values"], now)
         )
-        over = this < target - NEAR and (self.measured or phase.until is not None)
-        return best > target >= this and (over if self._kept(now) else last > target)
+        over = this < target - NEAR and (self.measured or rule.terms[0].unit != "level")
+        done = self._kept(now) and rule.holds(now, self.start, self.level)
+        return best > target >= this and (over if done else last > target)
 
-    def _landed(self, best: "Weights", phase: Phase) -> tuple[float, Values] | None:
+    def _landed(self, best: "Weights", rule: Rule) -> tuple[float, Values] | None:
         """The smallest share of the way from the best point to here at which the rule holds, and what was measured there.
 
         The parameters are then those of that point; None, and they are as before, where there is no such point.
         """
-        rule, target = self._own_rule(phase), self._target(phase) or 0.0
+        target = self._target(rule)
         now, low, high, found = copied(self.parameters, "cpu"), 0.0, 1.0, None
         for _ in range(HALVINGS):
             mix = (low + high) / 2

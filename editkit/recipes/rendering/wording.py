@@ -23,8 +23,8 @@ EXAMPLES = "examples"
 def number(value: Any, like: float | None = None) -> str:
     """A value of the table: about three digits, not more decimals than three. like: write it with as many decimals as this number has.
 
-    >>> number(16.667), number(2.125), number(0.0141, like=16.667)
-    ('16.7', '2.13', '0.014')
+    >>> number(16.667), number(2.1254), number(0.0141, like=16.667)
+    ('16.7', '2.125', '0.014')
     """
     if value is None:
         return measures.UNDEFINED
@@ -41,7 +41,7 @@ def _decimals(value: float) -> int | None:
     size = abs(value)
     if size >= 100 or 0 < size < 0.0005:
         return None
-    return 1 if size >= 10 else 2 if size >= 1 else 3
+    return 1 if size >= 10 else 3
 
 
 def name(text: str) -> str:
