@@ -167,10 +167,10 @@ def _help_of(error: click.ClickException) -> str:
     "\n\b\nExit codes:\n"
     "  0      done\n"
     "  1      nothing changed, a --fail-if rule holds, --mask found a change outside, --exit-code found differences,\n"
-    "         no point of a sweep meets --choose, verify found a difference or nothing to go by, or patch verify a MODEL\n"
-    "         that is neither side\n"
+    "         no point of a sweep meets --choose, verify found a difference or nothing to go by, patch verify a MODEL\n"
+    "         that is neither side, or a gate of a recipe failed\n"
     "  2      bad input: one line on stderr says what, where and what to do; nothing is left behind\n"
-    "         (localize, unlearn and eval may keep finished work for --resume, and then say so)\n"
+    "         (localize, unlearn, eval and run may keep finished work for --resume, and then say so)\n"
     "  70     a bug in editkit, with its traceback\n"
     "  128+n  ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP (nothing is left behind but what --resume needs),\n"
     "         141 a closed pipe",

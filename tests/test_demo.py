@@ -1,25 +1,21 @@
 import json
 import shlex
-import subprocess
 
 import pytest
 import torch
 from click.testing import CliRunner
 from editkit_cli.main import main
 from test_house import parse
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from editkit.checkpoint.digests import cache_folder
+from editkit.checkpoint.digests import cache_folder, sha256_of
 from editkit.checkpoint.reader import open_checkpoint
 from editkit.demo import demo as demo_module
 from editkit.demo import model as model_module
-from editkit.demo.demo import Trial, choose, run_demo
-from editkit.demo.model import GROUPS, Settings, groups, models, rows
+from editkit.demo.demo import run_demo
+from editkit.demo.model import GROUPS, Settings, groups, models
 from editkit.demo.people import invent
-from editkit.demo.scoring import Measure, Row, Score, answer, score, summarize
 from editkit.errors import EditError
-from editkit.training.data import read_examples
-from editkit.training.encoding import IGNORED, Tokens
+from editkit.recipes.run import run
 
 TINY = Settings(
     forget=3,
@@ -34,9 +30,13 @@ TINY = Settings(
     base_steps=3,
     model_steps=3,
 )
+SMALL = {
+    "forget": 2, "retain": 3, "unseen": 1, "background": 3, "base_steps": 4, "model_steps": 12, "steps": 4,
+    "alphas": [1, 3], "alphas_everywhere": [1],
+}  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("EDITKIT_CACHE", str(tmp_path / "cache"))
 
@@ -59,75 +59,11 @@ def test_groups_have_the_sizes_asked_for_and_nobody_in_common():
     assert len(set(names)) == len(names) == 13
 
 
-def tiny_llama():
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        config = LlamaConfig(
-            vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-        )
-        return LlamaForCausalLM(config)
-
-
-def test_a_score_is_that_of_each_example_alone():
-    model = tiny_llama()
-    examples = [
-        Tokens([1, 5, 6, 7], [IGNORED, IGNORED, 6, 7]),
-        Tokens([1, 5, 9, 9, 9, 2], [IGNORED, IGNORED, IGNORED, 9, 9, 2]),
-    ]
-    nlls, accuracies = [], []
-    for ids, first in (([1, 5, 6, 7], 2), ([1, 5, 9, 9, 9, 2], 3)):
-        logits = model(torch.tensor([ids])).logits[0].detach().double()
-        steps = [(logits[place - 1], ids[place]) for place in range(first, len(ids))]
-        nlls.append(sum(float(row.logsumexp(0) - row[token]) for row, token in steps) / len(steps))
-        accuracies.append(sum(int(row.argmax()) == token for row, token in steps) / len(steps))
-    found = score(model, examples)
-    assert found.n == 2
-    assert found.nll.mean == pytest.approx(sum(nlls) / 2, rel=1e-5)
-    assert found.nll.spread == pytest.approx(abs(nlls[0] - nlls[1]) / 2**0.5, rel=1e-3)
-    assert found.accuracy.mean == pytest.approx(sum(accuracies) / 2)
-
-
-def test_exact_counts_the_answers_that_are_right_in_every_token():
-    found = summarize([Row(0.1, 1.0), Row(0.3, 0.99), Row(0.2, 1.0), Row(0.4, 0.0)])
-    assert (found.n, found.exact) == (4, 0.5)
-    assert found.nll.mean == pytest.approx(0.25)
-
-
-def test_an_answer_is_the_greedy_one_of_transformers():
-    from tiny_models import tokenizer
-
-    words = tokenizer()
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        config = LlamaConfig(
-            vocab_size=262, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-        )
-        model = LlamaForCausalLM(config).eval()
-    ids = torch.tensor([[0, *words("Who?")["input_ids"]]])
-    expected = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=1, pad_token_id=2)
-    assert answer(model, words, "Who?", limit=8) == words.decode(expected[0, ids.shape[1] :]).strip()
-
-
-def trial(alpha, forget, retain):
-    def of(accuracy):
-        return Score(2, Measure(1.0, 0.1), Measure(accuracy, 0.1), 0.0)
-
-    return Trial(alpha, of(forget), of(retain))
-
-
-def test_the_alpha_is_the_best_for_the_kept_among_those_at_the_level_of_strangers():
-    unseen = trial(0, 0.5, 0).forget
-    trials = [trial(1.0, 0.9, 1.0), trial(1.5, 0.5, 0.97), trial(2.0, 0.4, 0.99), trial(3.0, 0.1, 0.3)]
-    assert choose(trials, unseen) == (2.0, True)
-    assert choose(trials[:1], unseen) == (1.0, False)
-    assert choose([trial(1.0, 0.9, 1.0), trial(2.0, 0.6, 0.2), trial(3.0, 0.7, 0.9)], unseen) == (2.0, False)
-
-
 def nothing_to_train(*_):
     raise AssertionError("the models are cached")
 
 
-def test_models_are_built_once_and_again_when_the_settings_change(monkeypatch):
+def test_models_are_built_once_and_again_when_the_settings_change(own_cache, monkeypatch):
     from contextlib import nullcontext
 
     def stage(name):
@@ -145,7 +81,7 @@ def test_models_are_built_once_and_again_when_the_settings_change(monkeypatch):
     assert list((cache_folder() / "demo").iterdir()) == [folder]  # the one that failed left nothing
 
 
-def test_the_cache_is_where_the_user_wants_it(monkeypatch, tmp_path):
+def test_the_cache_is_where_the_user_wants_it(own_cache, monkeypatch, tmp_path):
     assert cache_folder() / "demo" == tmp_path / "cache" / "demo"
     monkeypatch.delenv("EDITKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -155,78 +91,135 @@ def test_the_cache_is_where_the_user_wants_it(monkeypatch, tmp_path):
     assert cache_folder() / "demo" == tmp_path / ".cache" / "editkit" / "demo"
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(demo_module, "TUNING", {"steps": 2, "lr": 1e-2, "batch_size": 8})
-    monkeypatch.setattr(demo_module, "ALPHAS", (1.0, 2.0))
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A demo in little: the folder it is in, and what it found."""
+    place = tmp_path_factory.mktemp("demos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        return place, run_demo("my demo", settings=SMALL)
 
 
-def test_a_tiny_demo_leaves_everything_and_the_commands_do_the_same(quick, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    demo = run_demo("my demo", settings=TINY)
-    place = tmp_path / "my demo"
-    assert {path.name for path in place.iterdir()} == set(demo_module.ENTRIES)
-    assert (place / "edited" / "diff" / "report.html").is_file()
-    assert read_examples(place / "forget.jsonl").rows == rows(groups(TINY)["forget"])
-    assert demo.after["forget"] == next(one.forget for one in demo.trials if one.alpha == demo.alpha)
-    assert [(one.group, one.question) for one in demo.answers] == [
-        (group, people[index].rows[index]["question"])
-        for group, people in groups(TINY).items()
-        if group in ("forget", "retain")
-        for index in range(3)
+def rows(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_everything_has_a_short_name_beside_the_page(small):
+    place, found = small
+    there = place / "my demo"
+    outputs = "reference tuned located everywhere swept edited scored audited".split()
+    invented = [
+        "base",
+        "model",
+        *(f"{name}.jsonl" for name in "forget retain unseen background private public".split()),
     ]
-    found = json.loads((place / "demo.json").read_text())
-    assert str(tmp_path) not in json.dumps(found)
-    assert found["before"]["unseen"]["n"] == 24
-    written = (place / "edited" / "model.safetensors").read_bytes()
-    for line in demo.commands:
-        program, *arguments = shlex.split(line)
-        if program == "editkit":
-            ran = CliRunner().invoke(main, arguments)
-            assert ran.exit_code == 0, ran.output
-        else:
-            subprocess.run([program, *arguments], check=True)
-    assert (place / "edited" / "model.safetensors").read_bytes() == written
+    run_of_it = ["steps", "run.json", "table.json", "table.csv", "report.html"]
+    assert {path.name for path in there.iterdir()} == {*outputs, *invented, *run_of_it}
+    assert all((there / name).is_symlink() and (there / name).exists() for name in (*outputs, *invented))
+    assert str(place) not in json.dumps(found) + (there / "run.json").read_text()
+    with open_checkpoint(there / "model") as before, open_checkpoint(there / "edited") as after:
+        assert before.sha256() != after.sha256()
 
 
-def test_only_an_earlier_demo_is_replaced(quick, tmp_path):
-    place = tmp_path / "demo"
-    run_demo(place, settings=TINY)
-    assert run_demo(place, settings=TINY).cached
-    (place / "my notes.txt").write_text("keep")
-    with pytest.raises(EditError, match=r"holds my notes\.txt besides an earlier demo"):
-        run_demo(place, settings=TINY)
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thing").write_text("keep")
-    with pytest.raises(EditError, match="holds no earlier demo"):
-        run_demo(other, settings=TINY)
-    with pytest.raises(EditError, match="is a file"):
-        run_demo(other / "thing", settings=TINY)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "demo", "other"]
+def test_what_is_shown_is_what_the_steps_found(small):
+    place, found = small
+    there = place / "my demo"
+    for one in found["knows"]:
+        of_model = [
+            row["token_accuracy"]
+            for row in rows(there / "scored" / "examples.jsonl")
+            if (row["model"], row["set"]) == (one["model"], one["set"])
+        ]
+        assert one["n"] == len(of_model) == {"forget": 16, "retain": 24, "unseen": 8}[one["set"]]
+        assert one["value"] == pytest.approx(sum(of_model) / len(of_model))
+    accuracy = {(one["set"], one["model"]): one["value"] for one in found["knows"]}
+    assert found["level"]["value"] == pytest.approx(1 - accuracy["forget", "reference"] / accuracy["forget", "model"])
+    enough = [one for one in found["points"] if one["forgetting"]["value"] >= found["level"]["value"]]
+    for where, alphas in (("everywhere", [1]), ("located", [1, 3])):
+        points = [one for one in found["points"] if one["where"] == where]
+        assert [one["alpha"] for one in points] == alphas
+        [best] = [one for one in points if one["best"]]
+        assert best in enough
+        assert all(one["retention"]["value"] <= best["retention"]["value"] for one in enough if one["where"] == where)
+    taken = next(one for one in found["points"] if one["where"] == "located" and one["best"])
+    assert taken["alpha"] == found["alpha"]
+    assert taken["retention"]["value"] == pytest.approx(accuracy["retain", "edited"] / accuracy["retain", "model"])
+    assert "Outside the mask located: 0 of " in found["changed"]
 
 
-def test_the_command_prints_tables_or_json(quick, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo_module, "Settings", lambda: TINY)
-    ran = CliRunner().invoke(main, ["demo"])
+def test_the_answers_are_those_of_different_people_and_facts_in_their_order(small):
+    place, found = small
+    people = {name: rows(place / "my demo" / f"{name}.jsonl") for name in ("forget", "retain")}
+    expected = [("forget", 0), ("forget", 9), ("retain", 0), ("retain", 9), ("retain", 18)]  # there are 2 and 3 people
+    assert [(one["set"], one["question"], one["truth"]) for one in found["answers"]] == [
+        (name, people[name][index]["question"], people[name][index]["answer"]) for name, index in expected
+    ]
+
+
+def test_the_command_goes_on_with_an_earlier_demo_and_its_commands_do_the_same_again(small, monkeypatch):
+    place, found = small
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(
+        demo_module, "run", lambda recipe, output, *, settings, **others: run(recipe, output, settings=SMALL, **others)
+    )
+    ran = CliRunner().invoke(main, ["demo", "-o", "my demo"])
     assert ran.exit_code == 0, ran.output
-    for said in ("What the model answers", "to forget", "to keep", "never met", "How strong an edit", "taken"):
+    assert "people: cached; 2 people to forget, 3 to keep, 1 never met" in ran.stderr and "computed" not in ran.stderr
+    for said in ("What the model answers", "to forget", "n = 24", "How much to subtract", "taken", "Located: memflex"):
         assert said in ran.stdout
-    assert "editkit-demo/edited/diff/report.html" in ran.stdout
-    assert "editkit diff editkit-demo/model editkit-demo/edited" in ran.stdout
-    for name in ("eval", "sweep", "attack"):  # what to go on with, as the commands take it
-        [line] = [line.strip() for line in ran.stdout.splitlines() if line.strip().startswith(f"editkit {name} ")]
-        assert parse(line) is not None
-    found = json.loads(CliRunner().invoke(main, ["demo", "--json"]).stdout)
-    assert (found["output"], found["cached"], found["before"]["forget"]["n"]) == ("editkit-demo", True, 24)
+    assert "Look at 'my demo'/report.html" in ran.stdout
+    lines = [line.strip() for line in ran.stdout.splitlines() if line.startswith("  editkit ")]
+    names = [line.split()[1] for line in lines]
+    assert names == ["finetune", "localize", "sweep", "negate", "diff", "eval", "attack"]
+    assert all(parse(line) is not None for line in lines)
+    for line, name in zip(lines, names, strict=True):
+        if name in ("finetune", "localize", "negate", "diff"):
+            again = CliRunner().invoke(main, shlex.split(line)[1:])
+            assert again.exit_code == 0, again.output
+    for name in ("tuned/model.safetensors", "located/mask.safetensors", "edited/model.safetensors"):
+        assert sha256_of(place / "again" / name) == sha256_of(place / "my demo" / name)
+    said = json.loads(CliRunner().invoke(main, ["demo", "-o", "my demo", "--json"]).stdout)
+    assert said == json.loads(json.dumps(found))
+    assert CliRunner().invoke(main, ["demo", "-o", "my demo", "-q"]).output == ""
+
+
+def nothing_runs(*_, **__):
+    raise AssertionError("it is refused before")
+
+
+def test_what_is_no_earlier_demo_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "my notes.txt").write_text("keep")
+    with pytest.raises(EditError, match="notes is not empty and holds no earlier run: give another folder"):
+        run_demo(tmp_path / "notes")
+    with pytest.raises(EditError, match="is a file: give a folder"):
+        run_demo(tmp_path / "notes" / "my notes.txt")
+    monkeypatch.setattr(demo_module, "run", nothing_runs)
+    (tmp_path / "mixed" / "steps").mkdir(parents=True)
+    (tmp_path / "mixed" / "model").mkdir()
+    with pytest.raises(EditError, match="holds model besides an earlier demo: move that away, or give another folder"):
+        run_demo(tmp_path / "mixed")
+    (tmp_path / "other" / "steps").mkdir(parents=True)
+    (tmp_path / "other" / "run.json").write_text('{"recipe": {"name": "negate"}}')
+    with pytest.raises(EditError, match="other holds a run of negate: give another folder"):
+        run_demo(tmp_path / "other")
+    assert (tmp_path / "notes" / "my notes.txt").read_text() == "keep"
+
+
+def test_a_step_that_fails_ends_the_demo_with_its_sentence(tmp_path):
+    with pytest.raises(EditError) as raised:
+        run_demo(tmp_path / "demo", settings={**SMALL, "forget": 2000})
+    assert str(raised.value).startswith("the demo stopped: people: 2,007 people are asked for")
+    assert "what is finished is kept in" in str(raised.value)
 
 
 @pytest.mark.slow
-def test_the_demo_forgets_and_keeps(tmp_path):
-    demo = run_demo(tmp_path / "demo")
-    assert demo.settled and not demo.cached
-    assert demo.before["forget"].accuracy.mean > 0.98 and demo.before["retain"].accuracy.mean > 0.98
-    assert demo.after["forget"].accuracy.mean <= demo.before["unseen"].accuracy.mean < 0.8
-    assert demo.after["retain"].accuracy.mean > 0.95 and demo.after["retain"].exact > 0.8
-    assert demo.after["forget"].exact < 0.1
+def test_the_demo_forgets_and_keeps(own_cache, tmp_path):
+    found = run_demo(tmp_path / "demo")
+    known = {(one["set"], one["model"]): one["value"] for one in found["knows"]}
+    assert known["forget", "model"] > 0.98 and known["retain", "model"] > 0.98
+    assert known["forget", "edited"] <= known["forget", "reference"] < 0.8
+    assert known["retain", "edited"] > 0.97 and known["retain", "reference"] > 0.98
+    forgotten, kept = ([one for one in found["answers"] if one["set"] == name] for name in ("forget", "retain"))
+    assert all(one["before"] == one["truth"] != one["after"] for one in forgotten)
+    assert sum(one["before"] == one["after"] for one in kept) >= 2

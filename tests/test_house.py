@@ -37,8 +37,8 @@ ROOMS = {  # room -> what it may import besides itself
     "sweeps": "errors names arithmetic checkpoint masks vectors diffing patching training localization editing evaluation",
     "verification": "errors names arithmetic checkpoint masks vectors diffing patching training localization merging adapters "
     "editing evaluation unlearning attacks sweeps",
-    "recipes": "errors names arithmetic checkpoint diffing merging sweeps",
-    "demo": "errors names arithmetic checkpoint masks vectors diffing patching training localization editing evaluation",
+    "recipes": "errors names arithmetic checkpoint diffing localization merging sweeps",
+    "demo": "errors names arithmetic checkpoint training editing sweeps recipes",
 }
 HEAVY = {"torch", "transformers", "peft", "matplotlib", "datasets", "scipy", "jinja2", "huggingface_hub", "accelerate"}
 HEAVY |= {"pandas", "pyarrow", "ray", "rich", "yaml"}

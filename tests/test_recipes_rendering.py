@@ -105,8 +105,11 @@ def test_columns_with_other_spreads_are_told_apart():
     table = two_methods()["table"]
     table["rows"][0]["values"]["4 bit"] = value(0.5, sd=0.1, n=200, of="examples")
     table["rows"][1]["values"]["4 bit"] = value(0.5, sd=0.1, n=100, of="examples")
-    said = "±: standard deviation over seed, n = 2 (forget MA); over examples, n = 100 to 200 (4 bit)."
+    said = "±: standard deviation over seed, n = 2 (forget MA); ±: standard deviation over examples, n = 100 to 200 (4 bit)."
     assert spreads(table) == said
+    for row in table["rows"]:
+        row["values"]["4 bit"]["sd"] = None
+    assert spreads(table).endswith("n = 2 (forget MA); mean over examples, n = 100 to 200 (4 bit).")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ SMALL = {
     "model": "people/model", "base": "people/base", "reference": "retain-only", "vector_base": "people/base",
     "forget": "people/forget.jsonl", "retain": "people/retain.jsonl", "unseen": "people/unseen.jsonl", "in-distribution": "people/forget.jsonl",
     "others": "people/unseen.jsonl", "first": "people/private.jsonl", "second": "people/public.jsonl",
-    "steps": 4, "learning": 4, "relearning": 2, "examples": 8, "rows": 12, "forget_rows": 8, "retain_rows": 8, "alphas": [0.25, 1], "seed": [0],
+    "steps": 4, "learning": 4, "relearning": 2, "examples": 8, "rows": 12, "forget_rows": 8, "retain_rows": 8, "unseen_rows": 8, "alphas": [0.25, 1], "seed": [0],
 }  # fmt: skip
 """Settings and lists of the matrix, for the recipes that have them."""
 OWN = {

@@ -89,6 +89,12 @@ def _unlearned(result: Result) -> str:
     return "; ".join([listed(ends, 3), *moved[:3]])
 
 
+def _located(result: Result) -> str:
+    from editkit.localization.rendering.wording import headline
+
+    return headline(result)
+
+
 def _attacked(result: Result) -> str:
     return listed(f"{one['label']}: {one['verdict']}" for one in result["verdicts"])
 
@@ -104,9 +110,9 @@ def _swept(result: Result) -> str:
 
 
 def _diffed(result: Result) -> str:
-    from editkit.diffing.rendering.wording import headline
+    from editkit.diffing.rendering.wording import audit, headline
 
-    return headline(result)
+    return " ".join(filter(None, (headline(result), audit(result))))
 
 
 def _edited(result: Result) -> str:
@@ -117,6 +123,7 @@ def _edited(result: Result) -> str:
 _SUMMARIES = {
     "invent": _invented,
     "unlearn": _unlearned,
+    "localize": _located,
     "attack": _attacked,
     "sweep": _swept,
     "diff": _diffed,

@@ -23,8 +23,8 @@ EXAMPLES = "examples"
 def number(value: Any, like: float | None = None) -> str:
     """A value of the table: about three digits, not more decimals than three. like: write it with as many decimals as this number has.
 
-    >>> number(16.667), number(2.1254), number(0.0141, like=16.667)
-    ('16.7', '2.125', '0.014')
+    >>> number(1067520.3), number(16.667), number(2.1254), number(0.0141, like=16.667)
+    ('1,067,520', '16.7', '2.125', '0.014')
     """
     if value is None:
         return measures.UNDEFINED
@@ -32,16 +32,16 @@ def number(value: Any, like: float | None = None) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         decimals = _decimals(value if like is None else like)
-        text = measures.number(value) if decimals is None else f"{value:.{decimals}f}"
+        text = measures.number(value) if decimals is None else f"{value:,.{decimals}f}"
         return text if float(text.replace(",", "")) or not value else number(value)
     return f"{value:,}" if isinstance(value, int) else name(str(value))
 
 
 def _decimals(value: float) -> int | None:
     size = abs(value)
-    if size >= 100 or 0 < size < 0.0005:
+    if size >= 1e9 or 0 < size < 0.0005:
         return None
-    return 1 if size >= 10 else 3
+    return 0 if size >= 100 else 1 if size >= 10 else 3
 
 
 def name(text: str) -> str:
@@ -65,14 +65,19 @@ def spreads(table: Mapping[str, Any]) -> str:
     """What ± and n mean, in one line: column by column where they differ; "" where no value is a mean."""
     found: dict[str, list[str]] = {}
     for column in table["columns"]:
-        values = [row["values"][column] for row in table["rows"] if row["values"][column]["n"] is not None]
+        ones = [row["values"][column] for row in table["rows"]]
+        values = [
+            one for one in ones if one["n"] is not None and not isinstance(one["value"], str)
+        ]  # texts are counted
         if values:
-            of = " and ".join(dict.fromkeys(one["of"] for one in values if one["of"]))
+            of = " and ".join(dict.fromkeys(one["of"] for one in values if one["of"])) or EXAMPLES
             counts = sorted({one["n"] for one in values})
             many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-            found.setdefault(f"over {of or EXAMPLES}, n = {many}", []).append(printable(column))
-    said = [f"{text} ({listed(names)})" if len(found) > 1 else text for text, names in found.items()]
-    return f"±: standard deviation {'; '.join(said)}." if said else ""
+            spread = any(one["sd"] is not None for one in values)
+            said = f"±: standard deviation over {of}, n = {many}" if spread else f"mean over {of}, n = {many}"
+            found.setdefault(said, []).append(printable(column))
+    parts = [f"{text} ({listed(names)})" if len(found) > 1 else text for text, names in found.items()]
+    return f"{'; '.join(parts)}." if parts else ""
 
 
 def unknown(table: Mapping[str, Any]) -> list[str]:
