@@ -35,7 +35,13 @@ import unlearn_inputs as inputs
 import unlearn_measures as measures
 import unlearn_tables as tables
 
-_QUALITY = {"lr": 1e-4, "retain_weight": 2.0, "eval_every": 5, "steps": 200, "stop": ("ma(forget) <= 0.28 and ma(retain) >= 0.98",)}
+_QUALITY = {
+    "lr": 1e-4,
+    "retain_weight": 2.0,
+    "eval_every": 5,
+    "steps": 200,
+    "stop": ("ma(forget) <= 0.28 and ma(retain) >= 0.98",),
+}
 """Slowly, to a little above the level of never-seen text, where the truth ratios are most like those of a model that never saw it."""
 METHODS: dict[str, dict[str, Any]] = {
     "me+gd": {}, "npo+gd": {}, "ga+gd": {}, "ga": {}, "ga+kl": {}, "simnpo+gd": {}, "idk+gd": {}, "idk+ap": {}, "dpo+gd": {}, "wga+gd": {},
