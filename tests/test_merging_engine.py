@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -534,3 +535,20 @@ def test_a_patch_inside_the_output_is_refused_before_anything_is_written(tmp_pat
     with pytest.raises(EditError, match="out"):
         merge(base, {one: 1.0}, tmp_path / "out", patch=tmp_path / "out" / "edit.editpatch")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("other", [torch.tensor([5, 6, 7]), torch.tensor([0.0, 1.0, 2.0])])
+def test_whole_numbers_that_differ_are_the_bases_and_said(tmp_path, other):
+    base, tuned = models(tmp_path, count=1)
+    save_file({**read(base), "ids": torch.tensor([0, 1, 2])}, base / "model.safetensors")
+    save_file({**read(tuned), "ids": other}, tuned / "model.safetensors")
+    found = merge(base, {tuned: 0.5}, tmp_path / "out", **SETTINGS)
+    assert read(tmp_path / "out")["ids"].tolist() == [0, 1, 2]
+    assert [note for note in found.notes if note.startswith("ids: whole numbers") and note.endswith("/base are taken")]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    base, tuned = models(tmp_path, count=1)
+    merge(base, {tuned: np.float32(0.5)}, tmp_path / "one", **SETTINGS)
+    merge(base, {tuned: 0.5}, tmp_path / "other", **SETTINGS)
+    assert all(same(one, read(tmp_path / "other")[name]) for name, one in read(tmp_path / "one").items())

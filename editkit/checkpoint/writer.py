@@ -216,7 +216,7 @@ class CheckpointWriter:
         existing = next(parent for parent in self.output.parents if parent.exists())
         if (free := shutil.disk_usage(existing).free) < needed:
             raise EditError(
-                f"{self.shown} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free: make space"
+                f"{self.shown} needs {needed / 1e6:,.3f} MB and its disk has {free / 1e6:,.3f} MB free: make space"
             )
 
     # -- staging

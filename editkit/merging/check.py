@@ -48,7 +48,7 @@ def checked(inputs: Inputs) -> tuple[list[Work], list[str]]:
     problems += _half_ties(inputs, [one for one in works if one.info.name in copies])
     if problems:
         raise EditError("; ".join(dict.fromkeys(problems)))
-    return works, [one for one in dict.fromkeys(remarks) if one]
+    return works, [*(one for one in dict.fromkeys(remarks) if one), *_whole_numbers(inputs)]
 
 
 def _work(
@@ -168,6 +168,24 @@ def _own_heads(like: Checkpoint, other: Checkpoint) -> list[str]:
     """Heads of `other` that are no copy of its embedding and would be left out of an output with tied ones."""
     shared = embeddings_and_heads(other.tensors) if like.tied else []
     return [name for name in shared[1:] if not same_bytes(other, shared[0], name)]
+
+
+def _whole_numbers(inputs: Inputs) -> list[str]:
+    """What is taken over from one model although others hold something else."""
+    differ: dict[str, list[str]] = {}
+    for target in inputs.plan.targets:
+        found = inputs.source(target)
+        if found is None or found[1].item.floating:
+            continue
+        checkpoint, info = found
+        others = list(inputs.tensors(target))
+        others += [(one, info.name) for model in inputs.models if model.vector for one in model.vector.inputs]
+        if not all(same_bytes(checkpoint, info.name, name, one) for one, name in others if name in one.tensors):
+            differ.setdefault(checkpoint.label, []).append(target.name)
+    return [
+        f"{listed(names)}: whole numbers, which are not merged; those of {label} are taken"
+        for label, names in differ.items()
+    ]
 
 
 def _misfits(inputs: Inputs) -> list[str]:

@@ -59,7 +59,7 @@ class Sums:
             found.append({
                 "a": a,
                 "b": b,
-                "cosine": float(dot / lengths.prod()) if lengths.all() else None,
+                "cosine": float(np.clip(dot / lengths.prod(), -1, 1)) if lengths.all() else None,
                 "sign_disagreement": float(opposite / both) if both else None,
                 "overlap": float(both / either) if either else None,
                 "norm_ratio": float(lengths[1] / lengths[0]) if lengths[0] else None,

@@ -11,6 +11,7 @@ layer of a slice and 1 in its last; a slice of one layer has t = 1, and what lie
 import re
 from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
+from numbers import Real
 from typing import Any, NamedTuple
 
 from editkit.names import matches
@@ -134,7 +135,7 @@ def number(low: float | None = None, high: float | None = None) -> Callable[[Any
 
     def read(value: Any) -> float:
         try:
-            if isinstance(value, bool) or not isinstance(value, int | float | str):
+            if isinstance(value, bool) or not isinstance(value, Real | str):
                 raise ValueError
             found = float(value)
             if not isfinite(found) or (low is not None and found < low) or (high is not None and found > high):

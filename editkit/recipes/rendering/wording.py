@@ -24,7 +24,7 @@ def number(value: Any, like: float | None = None) -> str:
     """A value of the table: about three digits, not more decimals than three. like: write it with as many decimals as this number has.
 
     >>> number(1067520.3), number(16.667), number(2.1254), number(0.0141, like=16.667)
-    ('1,067,520', '16.7', '2.125', '0.014')
+    ('1,067,520', '16.7', '2.125', '0.0')
     """
     if value is None:
         return measures.UNDEFINED
@@ -32,8 +32,7 @@ def number(value: Any, like: float | None = None) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         decimals = _decimals(value if like is None else like)
-        text = measures.number(value) if decimals is None else f"{value:,.{decimals}f}"
-        return text if float(text.replace(",", "")) or not value else number(value)
+        return measures.number(value) if decimals is None else f"{value:,.{decimals}f}"
     return f"{value:,}" if isinstance(value, int) else name(str(value))
 
 
