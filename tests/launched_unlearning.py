@@ -22,7 +22,8 @@ def failing(self, step, batches):
 
 
 def say(text):
-    print(f"process {os.environ['RANK']}: {text}", flush=True)
+    sys.stdout.write(f"process {os.environ['RANK']}: {text}\n")  # at once: print may write the end of a line by itself
+    sys.stdout.flush()
 
 
 @contextmanager
