@@ -343,6 +343,51 @@ def test_verify_says_which_side_a_model_is(edit, tmp_path):
     assert found["side"] is None and found["sha256"] == ["model.safetensors"] and found["tensors"] == []
 
 
+@pytest.mark.parametrize("change", [lambda raw: raw[:-50], lambda raw: raw + b"more" * 20])
+def test_a_patch_of_another_length(edit, tmp_path, change):
+    base, _, patch = edit
+    patch.write_bytes(change(patch.read_bytes()))
+    refused(
+        lambda: editkit.apply_patch(base, patch, tmp_path / "out"), tmp_path, "ends too early, or goes on after its"
+    )
+
+
+def folder_and_file(tmp_path):
+    """A base with a folder `tok` where the edit has a file, and the reverse for `more`; and the patch between them."""
+    base = model(tmp_path / "base", dtype=torch.bfloat16)
+    edited = tuned(base, tmp_path / "edited")
+    for folder, whole, parts in ((base, "more", "tok"), (edited, "tok", "more")):
+        (folder / parts / "deep").mkdir(parents=True)
+        (folder / parts / "deep" / "x.json").write_text("{}")
+        (folder / whole).write_text(f"a file {whole}")
+    editkit.create_patch(base, edited, tmp_path / "p.editpatch")
+    return base, edited, tmp_path / "p.editpatch"
+
+
+def test_a_folder_that_becomes_a_file_and_a_file_that_becomes_a_folder(tmp_path):
+    base, edited, patch = folder_and_file(tmp_path)
+    there_and_back(base, edited, patch, tmp_path)
+    assert (tmp_path / "there/tok").read_text() == "a file tok" and (
+        tmp_path / "back/more"
+    ).read_text() == "a file more"
+    tuned(edited, tmp_path / "other", seed=2)
+    (tmp_path / "other/tok").unlink()
+    (tmp_path / "other/tok").mkdir()
+    (tmp_path / "other/tok/y.json").write_text("[]")
+    editkit.create_patch(edited, tmp_path / "other", tmp_path / "q.editpatch")
+    editkit.apply_patch(base, [patch, tmp_path / "q.editpatch"], tmp_path / "twice")
+    assert kept(tmp_path / "twice") == kept(tmp_path / "other")
+    editkit.undo_patch(tmp_path / "other", [tmp_path / "q.editpatch", patch], tmp_path / "undone")
+    assert kept(tmp_path / "undone") == kept(base)
+
+
+def test_a_file_that_the_patch_does_not_know_is_never_lost_to_one_that_it_writes(tmp_path):
+    base, _, patch = folder_and_file(tmp_path)
+    (base / "tok/mine.txt").write_text("mine")
+    said = f"{base}/tok/mine.txt: not known to the patch, and in the way of a file of the edited side: move it away"
+    refused(lambda: editkit.apply_patch(base, patch, tmp_path / "out"), tmp_path, said)
+
+
 def test_sides_that_differ_in_more_than_values(tmp_path):
     def made(name, **tensors):
         (tmp_path / name).mkdir()
@@ -373,9 +418,15 @@ def test_names_of_patches(edit, tmp_path):
     base, edited, patch = edit
     refused(lambda: editkit.create_patch(base, edited, tmp_path / "p.zip"), tmp_path, "let it end in .editpatch")
     refused(lambda: editkit.create_patch(base, edited, patch), tmp_path, "exists")
-    refused(lambda: editkit.create_patch(base, edited, edited / "p.editpatch"), tmp_path, "lies inside the input")
+    refused(
+        lambda: editkit.create_patch(base, edited, edited / "p.editpatch"),
+        tmp_path,
+        f"lies inside {edited}: give the patch",
+    )
     refused(lambda: editkit.inspect_patch(tmp_path / "absent.editpatch"), tmp_path, "cannot be read")
     refused(lambda: editkit.inspect_patch(base / "config.json"), tmp_path, "is no patch")
+    for call in (editkit.inspect_patch, editkit.verify_patch, lambda folder: editkit.undo_patch(edited, folder, "out")):
+        refused(lambda call=call: call(base), tmp_path, f"{base} is a folder: give the file of a patch")
     refused(lambda: editkit.undo_patch(edited, patch, base), tmp_path, "is not empty")
 
 
@@ -444,9 +495,13 @@ def test_an_edit_that_changes_nothing_has_no_patch_and_says_so(tmp_path):
 def test_a_patch_that_cannot_be_written_is_refused_before_the_edit(tmp_path):
     base = model(tmp_path / "base")
     tune = tuned(base, tmp_path / "tuned")
-    for name in ("p.zip", "base/p.editpatch", "out/p.editpatch"):
+    said = {"p.zip": "let it end in .editpatch", "base/p.editpatch": f"lies inside {base}:"}
+    said["out/p.editpatch"] = f"lies inside {tmp_path / 'out'}: give the patch a place outside of it"
+    for name, words in said.items():
         refused(
-            lambda name=name: editkit.negate(base, tune, tmp_path / "out", alpha=1.0, patch=tmp_path / name), tmp_path
+            lambda name=name: editkit.negate(base, tune, tmp_path / "out", alpha=1.0, patch=tmp_path / name),
+            tmp_path,
+            words,
         )
 
 

@@ -32,6 +32,12 @@ def move(folder, seed):
         save_file(moved, path, {"format": "pt"})
 
 
+def claim(folder, **said):
+    """Have an output claim something else of itself."""
+    record = json.loads((folder / "editkit.json").read_text())
+    (folder / "editkit.json").write_text(json.dumps({**record, **said}))
+
+
 def states(found):
     return {f"{row['what']} {row['name']}": row["state"] for row in found["rows"]}
 
@@ -239,6 +245,8 @@ def test_the_only_vector_may_be_called_tuned(edit, tmp_path):
     "change",
     [
         {"schema": "other"},
+        {"schema": "editkit.provenance/0"},
+        {"schema": "editkit.provenance/2x"},
         {"inputs": 3},
         {"inputs": [3]},
         {"inputs": [{"name": "x", "files": {"a": 1}}]},
@@ -251,6 +259,14 @@ def test_damaged_provenance_is_refused(edit, change):
     record = json.loads((edit / "editkit.json").read_text())
     (edit / "editkit.json").write_text(json.dumps({**record, **change}))
     with pytest.raises(EditError, match=r"editkit\.json is damaged"):
+        editkit.verify(edit)
+
+
+def test_provenance_of_a_newer_version_is_not_called_damaged(edit):
+    claim(edit, schema="editkit.provenance/2")
+    with pytest.raises(
+        EditError, match=r"editkit\.json is of a newer editkit \(editkit\.provenance/2, .* update editkit$"
+    ):
         editkit.verify(edit)
 
 
@@ -283,6 +299,78 @@ def test_a_file_that_came_later_is_named_but_for_documents(edit):
     found = editkit.verify(edit)
     assert [row["name"] for row in found["rows"] if row["state"] == "differs"] == ["modeling.py"]
     assert found["verdict"] == "differs"
+
+
+def test_files_and_links_that_came_in_new_folders_are_named_but_for_reports(edit, tmp_path):
+    for name in ("code/new.py", "deep/er/x.json", ".hidden/x.py", "code/.x", "docs/card.md", "vector/x.bin"):
+        (edit / name).parent.mkdir(parents=True, exist_ok=True)
+        (edit / name).write_text("x")
+    (edit / "linked").symlink_to(tmp_path)
+    assert (edit / "diff/report.json").is_file()
+    expected = ["code/new.py", "deep/er/x.json", "linked", "vector/x.bin"]
+    found = editkit.verify(edit)
+    assert [row["name"] for row in found["rows"] if row["state"] == "differs"] == expected
+    (edit / "vector/task_vector.safetensors").write_text("")  # the mark of a vector that was kept
+    (edit / "diff/report.json").unlink()  # what is left in diff is no report
+    named = [row["name"] for row in editkit.verify(edit)["rows"] if row["state"] == "differs"]
+    assert "vector/x.bin" not in named and "diff/report.html" in named
+
+
+def test_an_adapter_whose_scale_was_changed_is_another_one(tmp_path):
+    base = save_llama(tmp_path / "base", dtype=torch.bfloat16)
+    lora = adapter(tmp_path / "lora", base)
+    editkit.bake(base, lora, tmp_path / "baked")
+    record = json.loads((tmp_path / "baked/editkit.json").read_text())
+    files = {one["role"]: one["files"] for one in record["inputs"]}
+    assert files["base"].keys() == {"model.safetensors"}
+    assert files["vector 1"] == {
+        name: sha256((lora / name).read_bytes()).hexdigest()
+        for name in ("adapter_model.safetensors", "adapter_config.json")
+    }
+    assert states(editkit.verify(tmp_path / "baked"))["input vector 1 (lora)"] == "ok"
+    config = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 8}))
+    found = editkit.verify(tmp_path / "baked", inputs={"vector 1": lora})
+    assert states(found)["input vector 1 (lora)"] == "differs" and found["verdict"] == "differs"
+    del record["inputs"][1]["files"]["adapter_config.json"]  # as older versions wrote it
+    claim(tmp_path / "baked", inputs=record["inputs"])
+    assert editkit.verify(tmp_path / "baked", inputs={"vector 1": lora})["verdict"] == "ok"
+
+
+def test_a_false_claim_of_the_record_is_found_by_doing_it_again(edit, tmp_path):
+    true = json.loads((edit / "editkit.json").read_text())
+    shutil.copytree(tmp_path / "tuned", tmp_path / "other-name")
+    shutil.copytree(tmp_path / "base", tmp_path / "elsewhere")
+    places = {"base": tmp_path / "elsewhere", "vector 1": tmp_path / "other-name"}
+    twice = [*true["inputs"], true["inputs"][0]]
+    for said, keys in [
+        ({}, None),
+        ({"editkit": "0.0.9", "versions": {}}, None),
+        ({"seed": 5}, "seed"),
+        ({"vector": {"kind": "saved"}}, "vector.kind"),
+        ({"method": "ties", "made_by": "us"}, "method, made_by"),
+        ({"inputs": twice}, "inputs' roles"),
+    ]:
+        claim(edit, **said)
+        found = editkit.verify(edit, inputs=places, recompute=True)
+        why = keys and f"it claims another {keys} than the command records"
+        [row] = [row for row in found["rows"] if row["what"] == "recompute"]
+        assert (row["state"], row["why"]) == ("differs" if keys else "ok", why)
+        (edit / "editkit.json").write_text(json.dumps(true))
+    claim(edit, data="ab" * 32)
+    assert states(editkit.verify(edit))["input data"] == "unknown"  # of which only the data can tell
+
+
+def test_a_false_claim_of_a_merge_is_found_by_doing_it_again(tmp_path):
+    base = save_llama(tmp_path / "base", dtype=torch.bfloat16)
+    shutil.copytree(base, tmp_path / "one")
+    move(tmp_path / "one", 1)
+    editkit.merge(base, {tmp_path / "one": 0.5}, tmp_path / "merged", method="task_arithmetic", only=["*.mlp.*"])
+    plan = json.loads((tmp_path / "merged/editkit.json").read_text())["plan"]
+    claim(tmp_path / "merged", method="linear", seed=5, data="ab", plan={**plan, "author": "us"})
+    found = editkit.verify(tmp_path / "merged", recompute=True)
+    [row] = [row for row in found["rows"] if row["what"] == "recompute"]
+    assert row["why"] == "it claims another method, plan.author, seed, data than the command records"
 
 
 @pytest.mark.parametrize("damage", [None, {"models": []}, {"targets": 5}, {"config": [1]}, {"files": {"../x": "y"}}])

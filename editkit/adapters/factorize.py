@@ -85,7 +85,7 @@ def check_rank(rank: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """
     largest = max(map(min, shapes.values()))
     if rank < 1:
-        raise EditError(f"rank {rank} is none: give a rank from 1 to {largest}")
+        raise EditError(f"rank {rank} is no rank: give one from 1 to {largest}")
     if rank > largest:
         tall = [f"{name} {list(shape)}" for name, shape in shapes.items()]
         raise EditError(

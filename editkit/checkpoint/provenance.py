@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from editkit import __version__
+from editkit.checkpoint.digests import sha256_of
 from editkit.checkpoint.layout import PROVENANCE
 from editkit.checkpoint.reader import Checkpoint
 from editkit.errors import printable
 
 SCHEMA = "editkit.provenance/1"
+ADAPTER = "adapter_config.json"
 _PACKAGES = ("numpy", "torch", "transformers", "peft", "safetensors")
 
 
@@ -32,7 +34,7 @@ def record(
     """The provenance of one output.
 
     `inputs` may map the role of a checkpoint ("base", "tuned") to it; a mere sequence has no roles. The sha256 of
-    every weight file is computed here unless `Checkpoint.start_hashing` began it before. `data_hash` is the sha256 of
+    every weight file is computed here unless `Checkpoint.start_hashing` began it before, see `hashes`. `data_hash` is the sha256 of
     the data file; `extra` are settings that JSON can hold, such as alpha.
     """
     roles = list(inputs.items()) if isinstance(inputs, Mapping) else [(None, one) for one in inputs]
@@ -43,11 +45,18 @@ def record(
         "editkit": __version__,
         "command": command,
         **extra,
-        "inputs": [{"name": public_name(one), "role": role, "files": one.sha256()} for role, one in roles],
+        "inputs": [{"name": public_name(one), "role": role, "files": hashes(one)} for role, one in roles],
         "seed": seed,
         "data": data_hash,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
+
+
+def hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    """The sha256 of every weight file and, of an adapter, of its adapter_config.json, which scales them."""
+    settings = checkpoint.path / ADAPTER
+    model = checkpoint.lone or checkpoint.index is not None or "model.safetensors" in checkpoint.files
+    return checkpoint.sha256() | ({} if model or not settings.is_file() else {ADAPTER: sha256_of(settings)})
 
 
 def save(provenance: Mapping[str, Any], folder: Path, output: Mapping[str, str] | None = None) -> None:

@@ -87,10 +87,12 @@ def _moved(
         writer = CheckpointWriter(opened, output, shards=shards, inputs=[Path(one) for one in given])
         with writer:
             _write_tensors(patches, opened, writer, source, target, threads, progress)
-            for path in {path for patch in patches for path in patch.left_out[source]}:
-                _remove(writer.folder, path)
+            gone = [path for path, (_, content) in changes.items() if content is None]
+            for path in {*gone, *(path for patch in patches for path in patch.left_out[source])}:
+                _remove(writer.folder, _staged(path))  # before others are written: a folder may become a file, and back
             for path, (last, content) in changes.items():
-                _write_other(writer.folder, path + PARTIAL if path == INDEX else path, last, content)
+                if content is not None:
+                    _write_other(writer.folder, _staged(path), last, content)
         return writer.output
 
 
@@ -175,12 +177,22 @@ def _changes(
             f"{listed(model.layout.shown(path) for path in wrong)}: changed since the patch was made, and it would be "
             "overwritten: put the old file back, or make a new patch"
         )
+    made = {Path(path) for path, (_, content) in changes.items() if content is not None}
+    stay = sorted(map(Path, present.keys() - changes.keys()))
+    if blocking := [path for path in stay if any(path in new.parents or new in path.parents for new in made)]:
+        raise EditError(
+            f"{listed(model.layout.shown(str(path)) for path in blocking)}: not known to the patch, and in the way of a "
+            f"file of the {target} side: move it away"
+        )
     return changes
 
 
-def _write_other(folder: Path, path: str, patch: Patch, content: Content | None) -> None:
-    if content is None:
-        return _remove(folder, path)
+def _staged(path: str) -> str:
+    """What a file is called while it is staged."""
+    return path + PARTIAL if path == INDEX else path
+
+
+def _write_other(folder: Path, path: str, patch: Patch, content: Content) -> None:
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     with open(folder / path, "wb") as stream:
         stream.writelines(patch.contents(content))
@@ -188,7 +200,8 @@ def _write_other(folder: Path, path: str, patch: Patch, content: Content | None)
 
 def _remove(folder: Path, path: str) -> None:
     """Remove a file, and folders that it leaves empty."""
-    (folder / path).unlink(missing_ok=True)
+    if (folder / path).is_file():  # of several patches one may have made it a folder
+        (folder / path).unlink()
     for parent in Path(path).parents[:-1]:
         with suppress(OSError):  # it holds other files
             (folder / parent).rmdir()

@@ -94,8 +94,11 @@ class Patch:
 
     def __init__(self, source: str | os.PathLike[str]) -> None:
         self.label, self._scratch = os.fspath(source), Scratch()
+        place = Path(source).expanduser()
+        if os.path.isdir(place):
+            raise EditError(f"{self.label} is a folder: give the file of a patch")
         try:
-            self._descriptor = os.open(Path(source).expanduser(), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = os.open(place, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
             raise EditError(f"{self.label} cannot be read ({error.strerror}): give the file of a patch") from error
         try:
@@ -164,7 +167,7 @@ class Patch:
         length = int.from_bytes(trailer[:8], "little")
         self._table_start = end - length
         if self._table_start < len(MAGIC):
-            raise self.damaged("it is cut short")
+            raise self.damaged("it ends too early, or goes on after its end")
         packed = os.pread(self._descriptor, length, self._table_start)
         if sha256(packed).digest() != trailer[8:]:
             raise self.damaged("its table has another sha256")

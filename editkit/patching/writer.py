@@ -11,6 +11,7 @@ import numpy as np
 
 from editkit import __version__
 from editkit.checkpoint.single import StagedFile, check_new_file
+from editkit.errors import EditError
 from editkit.patching.digest import xxh64
 from editkit.patching.file import BLOCK, FORMAT, MAGIC
 from editkit.patching.steps import compress
@@ -54,7 +55,11 @@ class PatchWriter(StagedFile):
 
 
 def check_new_patch(output: str | os.PathLike[str], inputs: list[Path]) -> None:
-    """Raise EditError where `output` is not the name of a new patch outside of the folders `inputs`."""
+    """Raise EditError where `output` is not the name of a new patch outside of the folders `inputs`, that of the edit among them."""
+    place = Path(output).expanduser().resolve()
+    for folder in inputs:
+        if folder.expanduser().resolve() in place.parents:
+            raise EditError(f"{output} lies inside {folder}: give the patch a place outside of it")
     check_new_file(output, inputs, suffix=SUFFIX, what="a patch")
 
 

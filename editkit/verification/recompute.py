@@ -1,4 +1,7 @@
-"""The command that made an output, run again on the same inputs into a folder that is removed, and compared byte by byte."""
+"""The command that made an output, run again on the same inputs into a folder that is removed, and compared byte by byte.
+
+What its record claims is compared with the record of the second run, but for NOT_COMPARED.
+"""
 
 import filecmp
 import os
@@ -10,7 +13,7 @@ from editkit import __version__
 from editkit.adapters.combine import combine
 from editkit.checkpoint import disk
 from editkit.checkpoint.blocks import Progress
-from editkit.checkpoint.layout import Layout
+from editkit.checkpoint.layout import PROVENANCE, Layout, load_json
 from editkit.editing.bake import bake
 from editkit.editing.negate import negate
 from editkit.errors import EditError, first_line, listed
@@ -19,11 +22,18 @@ from editkit.merging.record import restored
 
 Inputs = Mapping[str, Path]
 Record = Mapping[str, Any]
+NOT_COMPARED = frozenset(
+    "editkit versions inputs output plan.base plan.models plan.rules vector.tuned vector.base vector.adapter vector.file "
+    "vector.allow_other_base".split()
+)
+"""Of a record: what was there by chance, names (inputs may be called otherwise now; their hashes are compared), and
+`plan.rules`, which are for the eye: what is merged follows from the settings in the plan, of which they are the source."""
 
 
 def _negate(record: Record, inputs: Inputs, output: Path, **running: Any) -> None:
-    settings = {"alpha": record["alpha"], "alpha_for": record["alpha_for"], "vector_base": inputs.get("vector 2")}
-    negate(inputs["base"], inputs["vector 1"], output, **settings, **_kept(record, inputs), **running)
+    settings = {"alpha": record["alpha"], "alpha_for": record["alpha_for"], "data_sha256": record.get("data")}
+    settings |= {"vector_base": inputs.get("vector 2"), **_kept(record, inputs)}
+    negate(inputs["base"], inputs["vector 1"], output, **settings, **running)
 
 
 def _bake(record: Record, inputs: Inputs, output: Path, **running: Any) -> None:
@@ -88,14 +98,31 @@ def rebuilt(
             return "differs", f"its provenance is damaged and cannot be carried out ({first_line(error)})"
         claimed = [file for file in record.get("output") or layout.files if inside(file)]
         differ = [file for file in claimed if not _alike(again / file, layout.folder / file)]
-    if not differ:
+        false = _false_claims(record, load_json(again / PROVENANCE, again.name) or {})
+    if not differ and not false:
         return "ok", None
     other = (
         ""
         if record.get("editkit") == __version__
         else f" (made by editkit {record.get('editkit')}, this is {__version__})"
     )
-    return "differs", f"{listed(differ)} come out with other bytes{other}"
+    said = [f"{listed(differ)} come out with other bytes"] if differ else []
+    said += [f"it claims another {listed(false)} than the command records"] if false else []
+    return "differs", "; ".join(said) + other
+
+
+def _false_claims(record: Record, again: Record) -> list[str]:
+    """The keys of a record that the second run has not, or with another value. What an older record lacks is no claim."""
+    claimed, found = _claims(record), _claims(again)
+    return [key for key, value in claimed.items() if key not in found or found[key] != value]
+
+
+def _claims(record: Record) -> dict[str, Any]:
+    flat: dict[str, Any] = {"inputs' roles": sorted(one["role"] for one in record["inputs"])}
+    for key, value in record.items():
+        inner = value if key in ("plan", "vector") and isinstance(value, dict) else None
+        flat |= {key: value} if inner is None else {f"{key}.{name}": one for name, one in inner.items()}
+    return {key: value for key, value in flat.items() if key not in NOT_COMPARED}
 
 
 def inside(file: str) -> bool:

@@ -6,13 +6,15 @@
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.digests import sha256_of
-from editkit.checkpoint.layout import PROVENANCE, Layout
+from editkit.checkpoint.layout import PROVENANCE, REPORTS, Layout
+from editkit.checkpoint.provenance import ADAPTER, hashes
 from editkit.checkpoint.provenance import SCHEMA as PROVENANCE_SCHEMA
 from editkit.checkpoint.reader import locate, open_checkpoint
 from editkit.errors import EditError, listed, printable
@@ -24,6 +26,8 @@ SCHEMA = "editkit.verification/1"
 Source = str | os.PathLike[str]
 DATA, TUNED = "data", "tuned"
 DOCUMENTS = (".md", ".png")
+BESIDE = (*REPORTS.items(), ("vector", "task_vector.safetensors"), ("vector", "adapter_model.safetensors"))
+"""Folders that editkit puts into an output and records no hash of, and the file that tells them from others."""
 
 
 class Row(NamedTuple):
@@ -84,8 +88,13 @@ def _record(layout: Layout) -> dict[str, Any]:
         raise EditError(
             f"{layout.label} has no {PROVENANCE}, which says what it was made from: give an output of editkit"
         )
-    claimed = record.get("inputs")
-    sound = record.get("schema") == PROVENANCE_SCHEMA and isinstance(record.get("command"), str)
+    claimed, schema = record.get("inputs"), record.get("schema")
+    kind, _, version = PROVENANCE_SCHEMA.partition("/")
+    if (said := re.fullmatch(rf"{kind}/([0-9]+)", str(schema))) and int(said[1]) > int(version):
+        raise EditError(
+            f"{layout.shown(PROVENANCE)} is of a newer editkit ({schema}, this one reads {PROVENANCE_SCHEMA}): update editkit"
+        )
+    sound = schema == PROVENANCE_SCHEMA and isinstance(record.get("command"), str)
     sound = sound and isinstance(claimed, list) and all(_sound(one) for one in claimed)
     if not sound or not _hashes(record.get("output", {})):
         raise EditError(f"{layout.shown(PROVENANCE)} is damaged: take that of the original output")
@@ -120,13 +129,15 @@ def _output(layout: Layout, record: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _later(folder: Path, claimed: Mapping[str, str]) -> Iterator[str]:
-    """Files beside those of the output that it did not have: all but provenance, documents and hidden ones."""
-    for place in sorted({Path(file).parent for file in claimed if inside(file)} | {Path()}):
-        for path in sorted((folder / place).iterdir()) if (folder / place).is_dir() else ():
-            file = str(place / path.name)
-            idle = path.suffix in DOCUMENTS or path.name.startswith(".") or file == PROVENANCE
-            if path.is_file() and not idle and file not in claimed:
-                yield file
+    """Files and links that the output did not have: all but provenance, documents, hidden ones and what is BESIDE."""
+    beside = {name for name, mark in BESIDE if (folder / name / mark).is_file()}
+    beside -= {Path(file).parts[0] for file in claimed if inside(file)}
+    for path in sorted(folder.rglob("*")):
+        file = path.relative_to(folder)
+        known = str(file) == PROVENANCE or str(file) in claimed or file.parts[0] in beside
+        idle = path.suffix in DOCUMENTS or any(part.startswith(".") for part in file.parts)
+        if not (known or idle) and (path.is_symlink() or not path.is_dir()):
+            yield str(file)
 
 
 def _inputs(
@@ -152,7 +163,7 @@ def _inputs(
                 rows.append(Row("input", shown, "unknown", f"it was not found: give --input '{role}=PATH'"))
                 continue
             place = found
-        elif _now(place, role) != sorted(files.values()):
+        elif not _same(place, role, files):
             rows.append(Row("input", shown, "differs", f"{os.fspath(place)} has another sha256"))
             continue
         rows.append(Row("input", shown, "ok"))
@@ -166,15 +177,17 @@ def _nearby(layout: Layout, role: str, name: str, files: Mapping[str, str]) -> P
     for folder in (layout.folder.resolve().parent, Path.cwd(), layout.folder, layout.folder / "vector"):
         place = folder / name
         try:
-            if place.exists() and _now(place, role) == sorted(files.values()):
+            if place.exists() and _same(place, role, files):
                 return place
         except EditError:
             continue
     return None
 
 
-def _now(place: Source, role: str) -> list[str]:
+def _same(place: Source, role: str, files: Mapping[str, str]) -> bool:
+    """Whether an input is what it was; what its files are called does not matter."""
     if role == DATA:
-        return [read_examples(place).sha256]
+        return [read_examples(place).sha256] == [*files.values()]
     with open_checkpoint(mask_file(place) if role.split(" ")[-1] == "mask" else place) as checkpoint:
-        return sorted(checkpoint.sha256().values())
+        now = hashes(checkpoint) if ADAPTER in files else checkpoint.sha256()  # older records have weights alone
+    return sorted(now.values()) == sorted(files.values())
