@@ -47,7 +47,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "me+gd": {}, "npo+gd": {}, "ga+gd": {}, "ga": {}, "ga+kl": {}, "simnpo+gd": {}, "idk+gd": {}, "idk+ap": {}, "dpo+gd": {}, "wga+gd": {},
     "undial+gd": {}, "rmu+rmu": {}, "sga": {}, "tau": {}, "negation": {}, "memflex": {}, "memflex with controls": {"method": "memflex", "control": True},
     "npo+gd, slowly": {"method": "npo+gd", **_QUALITY}, "simnpo+gd, slowly": {"method": "simnpo+gd", "beta": 0.5, **_QUALITY},
-    "wga+gd, slowly": {"method": "wga+gd", **_QUALITY}, "sga, slowly": {"method": "sga", **_QUALITY},
     "npo+kl, slowly": {"method": "npo+kl", **_QUALITY},
 }  # fmt: skip
 """What each is tuned to, beyond its defaults. A name that is no method gives its method too."""
