@@ -191,11 +191,9 @@ def main() -> None:
     print("| what | command | wall | memory | wall to peer | memory to peer |\n|---|---|---|---|---|---|")
     for title, commands in groups.items():
         runs: dict[str, list[tuple[float, float]]] = {name: [] for name, _, _ in commands}
-        for number in range(options.runs + 1):  # the first round warms the page cache and is not counted
-            for name, command, output in commands:
-                found = measure([str(word) for word in command], output)
-                if number:
-                    runs[name].append(found)
+        measure([str(word) for word in commands[-1][1]], commands[-1][2])  # warms the page cache
+        for name, command, output in commands * options.runs:
+            runs[name].append(measure([str(word) for word in command], output))
         walls = {name: [wall for wall, _ in found] for name, found in runs.items()}
         memory = {name: statistics.median(size for _, size in found) for name, found in runs.items()}
         peer = commands[0][0]

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import click
 
 from .options import as_json as json_option
 from .options import examples, quiet
-from .progress import Advance, progress
-from .run import BYTES
+from .run import watched
 
 SETS = {"forget": "to forget", "retain": "to keep", "unseen": "never met"}
 BY_HAND = ("tuned", "located", "swept", "edited", "audited", "scored")
@@ -39,16 +37,7 @@ def command(output: Path, as_json: bool, quiet: bool) -> None:
     """
     from editkit.demo.demo import run_demo
 
-    def stage(name: str) -> AbstractContextManager[Advance | None]:
-        return progress(name, unit="bytes" if name.rpartition(": ")[2] in BYTES else "steps", quiet=quiet)
-
-    def observe(call: Mapping[str, Any]) -> None:
-        if not quiet and call["state"] != "running":
-            from editkit.recipes.rendering.wording import settled
-
-            click.echo(settled(call), err=True)
-
-    found = run_demo(output, stage=stage, observe=observe)
+    found = run_demo(output, **watched(quiet))
     if as_json:
         click.echo(json.dumps(found, indent=2))
     elif not quiet:

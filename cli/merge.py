@@ -11,7 +11,7 @@ from click.core import ParameterSource
 import editkit
 
 from .main import fail
-from .options import allow_other_base, examples, output, patch, quiet, threads
+from .options import Assigned, allow_other_base, examples, output, patch, quiet, threads
 from .options import as_json as json_option
 from .progress import progress
 from .reporting import show_edit
@@ -33,23 +33,6 @@ class Weighted(click.ParamType):
             return (vector, float(weight)) if vector else (str(value), None)
         except ValueError:
             return str(value), None  # a path with = in it
-
-
-class Assigned(click.ParamType):
-    """KEY=VALUE as a pair; the value as YAML has it."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        import yaml
-
-        key, sign, text = str(value).partition("=")
-        try:
-            if key and sign:
-                return key, yaml.safe_load(f"[{text}]" if "," in text and text[0] not in "[{" else text)
-        except yaml.YAMLError:
-            pass
-        self.fail(f"{value!r} is not KEY=VALUE, such as density=0.5 or t=0,0.5,1", param, ctx)
 
 
 @click.command(
@@ -80,7 +63,7 @@ class Assigned(click.ParamType):
     "--set",
     "settings",
     multiple=True,
-    type=Assigned(),
+    type=Assigned("density=0.5 or t=0,0.5,1"),
     metavar="KEY=VALUE",
     help="A setting of the method, such as density=0.5; repeatable; a list (t=0,0.5,1) is a gradient over the layers.",
 )

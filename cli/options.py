@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -22,6 +22,42 @@ class NamedFile(click.ParamType):
         if not name or not path:
             self.fail(f"{value!r} is not {self.form}, such as {self.example}", param, ctx)
         return name, path
+
+
+class Assigned(click.ParamType):
+    """KEY=VALUE as a pair: a number, true, false, null, a list with commas, what YAML has in [ ] or { }, else the text as it is.
+
+    example: what the error says.
+    """
+
+    name = "key=value"
+    named: ClassVar = {"true": True, "false": False, "null": None}
+
+    def __init__(self, example: str) -> None:
+        self.example = example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        key, sign, text = str(value).partition("=")
+        if not key or not sign:
+            self.fail(f"{value!r} is not KEY=VALUE, such as {self.example}", param, ctx)
+        return key, self._value(text.strip(), param, ctx)
+
+    def _value(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if text[:1] in ("[", "{"):
+            import yaml
+
+            try:
+                return yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                self.fail(f"{text!r} is no YAML ({getattr(error, 'problem', error)})", param, ctx)
+        if "," in text:
+            return [self._value(one.strip(), param, ctx) for one in text.split(",")]
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        return self.named.get(text, text)
 
 
 def output(what: str, *, required: bool = True) -> Callable[[F], F]:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,44 +12,31 @@ import click
 import editkit
 
 from .main import fail
+from .options import Assigned, examples, quiet
 from .options import as_json as json_option
-from .options import examples, quiet
 from .progress import Advance, progress
 
 BYTES = (
     "apply_patch bake conflicts create_patch diff merge negate patch scores task_vector undo_patch verify verify_patch write"
 ).split()
 """Parts of the work that count bytes; most others count steps or examples."""
-NAMED = {"true": True, "false": False, "null": None}
 
 
-class Assigned(click.ParamType):
-    """KEY=VALUE as a pair: a number, true, false, null, a list with commas, what YAML has in [ ] or { }, else the text as it is."""
+def watched(quiet: bool) -> dict[str, Callable[..., Any]]:
+    """`stage` and `observe` of a run: a bar for each part of the work, and a line for each step that ends."""
 
-    name = "key=value"
+    def stage(name: str) -> AbstractContextManager[Advance | None]:
+        part = name.rpartition(": ")[2]
+        unit = "bytes" if part in BYTES else "calls" if part == "calls" else "steps"
+        return progress(name, unit=unit, quiet=quiet)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        key, sign, text = str(value).partition("=")
-        if not key or not sign:
-            self.fail(f"{value!r} is not KEY=VALUE, such as alpha=0.5 or seed=0,1,2", param, ctx)
-        return key, self._value(text.strip(), param, ctx)
+    def observe(call: Mapping[str, Any]) -> None:
+        if not quiet and call["state"] != "running":
+            from editkit.recipes.rendering.wording import settled
 
-    def _value(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if text[:1] in ("[", "{"):
-            import yaml
+            click.echo(settled(call), err=True)
 
-            try:
-                return yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                self.fail(f"{text!r} is no YAML ({getattr(error, 'problem', error)})", param, ctx)
-        if "," in text:
-            return [self._value(one.strip(), param, ctx) for one in text.split(",")]
-        for kind in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-        return NAMED.get(text, text)
+    return {"stage": stage, "observe": observe}
 
 
 @click.command(
@@ -66,7 +53,7 @@ class Assigned(click.ParamType):
     "--set",
     "settings",
     multiple=True,
-    type=Assigned(),
+    type=Assigned("alpha=0.5 or seed=0,1,2"),
     metavar="KEY=VALUE",
     help="Another value of a setting, or list of the matrix (seed=0,1,2), of RECIPE; paths are relative to the working directory; repeatable.",
 )
@@ -116,18 +103,7 @@ def command(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise click.UsageError(f"--set {', '.join(twice)} is given more than once")
 
-    def stage(name: str) -> AbstractContextManager[Advance | None]:
-        part = name.rpartition(": ")[2]
-        unit = "bytes" if part in BYTES else "calls" if part == "calls" else "steps"
-        return progress(name, unit=unit, quiet=quiet)
-
-    def observe(call: Mapping[str, Any]) -> None:
-        if not quiet and call["state"] != "running":
-            from editkit.recipes.rendering.wording import settled
-
-            click.echo(settled(call), err=True)
-
-    run = editkit.run(recipe, output, settings=dict(settings), stage=stage, observe=observe, **others)
+    run = editkit.run(recipe, output, settings=dict(settings), **watched(quiet), **others)
     if as_json:
         click.echo(json.dumps(run, indent=2))
     elif not quiet:

@@ -217,7 +217,7 @@ def test_mergekits_sign_flip_comes_only_when_it_is_asked_for():
         (("merge.yaml", "--base", "base", "--set", "t=1", "-o", "out"), "--base, --set: a CONFIG says this itself"),
         (("--base", "base", "--vector", "one=1", "--vector", "one=2", "-o", "out"), "--vector one is given more than once"),
         (("--base", "base", "--vector", "one", "--set", "t", "-o", "out"), "'t' is not KEY=VALUE, such as density=0.5"),
-        (("--base", "base", "--vector", "one", "--set", "t=[", "-o", "out"), "'t=[' is not KEY=VALUE"),
+        (("--base", "base", "--vector", "one", "--set", "t=[", "-o", "out"), "'[' is no YAML"),
         (("--base", "base", "--vector", "one", "--mask", "a", "--mask", "b", "-o", "out"), "--mask: one gets more than one"),
         (("--base", "base", "--vector", "one", "--method", "tise", "-o", "out"), "did you mean ties?"),
         (("--base", "base", "--vector", "one", "--method", "ties", "--set", "dnsity=1", "-o", "out"), "did you mean density?"),

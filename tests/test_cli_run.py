@@ -7,7 +7,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 from editkit_cli.main import main
-from editkit_cli.run import Assigned
+from editkit_cli.options import Assigned
 from tiny_models import save_llama
 
 RECIPE = """# What: look at a model, and at a copy of it that has nothing changed
@@ -88,7 +88,7 @@ def test_set_replaces_a_setting_and_a_list_of_the_matrix(workplace):
     ],
 )  # fmt: skip
 def test_values_are_what_they_look_like(text, value):
-    assert Assigned().convert(f"key={text}", None, None) == ("key", value)
+    assert Assigned("alpha=1").convert(f"key={text}", None, None) == ("key", value)
 
 
 def test_a_gate_that_fails_ends_with_1_and_is_said(workplace):

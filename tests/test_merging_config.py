@@ -221,6 +221,13 @@ def test_a_method_without_a_base_takes_it_for_one_more_model_and_says_so(here):
     assert len(plan.targets[0].parts) == 2 and "one more model" in plan.notes[0]
 
 
+@pytest.mark.parametrize("seed", [-5, 1.5, True, "0"])
+def test_a_seed_in_python_is_checked_like_one_in_the_config(here, seed):
+    config = {"merge_method": "passthrough", "models": [{"model": "a"}]}
+    with pytest.raises(EditError, match="^the seed is .*: give a whole number from 0 on$"):
+        plan_merge(config, seed=seed)
+
+
 def test_models_with_adapters_vectors_masks_and_a_seed(here):
     for name in ("lora", "other-lora"):
         save(name)

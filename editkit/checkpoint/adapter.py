@@ -197,7 +197,9 @@ def _modules(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, 
         try:
             rank, scale = _rank_and_scale(module, config)
         except (re.error, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-            problems.append(f"{CONFIG} gives no rank and scale for {module} ({error})")
+            pattern = isinstance(error, re.error)
+            why = f"a pattern is no regular expression, {error}" if pattern else "r and lora_alpha must be numbers, r above 0"
+            problems.append(f"{CONFIG} gives no rank and scale for {module}: {why}")
             continue
         if not a.shape[0] == b.shape[1] == rank:
             problems.append(f"{module} has rank {rank} in {CONFIG}, {a.shape[0]} and {b.shape[1]} in its factors")

@@ -193,8 +193,8 @@ def _refuse_nonfinite(info: TensorInfo, before: np.ndarray, tau: np.ndarray, aft
     for values, what, remedy in (
         (before, "the base has", "an edit cannot mend it, so leave the tensor out with --only"),
         (tau, "the task vector has", "check what it was made from"),
-        (after, "the edit makes", f"{info.dtype} cannot hold the result, so choose a smaller alpha"),
+        (after, "the edit makes", f"{info.dtype} cannot hold the result, so choose a smaller alpha or scale"),
     ):
         if bad := int(values.size - np.isfinite(values).sum()):
             raise EditError(f"{what} {bad} NaN or Inf in a block of {info.name}: {remedy}")
-    raise EditError(f"the change of {info.name} is too large to be measured: choose a smaller alpha")
+    raise EditError(f"the change of {info.name} is too large to be measured: choose a smaller alpha or scale")

@@ -38,6 +38,8 @@ def plan_merge(
     compatible: filters and gradients mean what they mean in mergekit, defects included. seed: in place of the config's.
     Opens the models (headers only). Raises EditError that lists everything which is wrong, with line numbers.
     """
+    if seed is not None and (type(seed) is not int or seed < 0):
+        raise EditError(f"the seed is {seed!r}: give a whole number from 0 on")
     document = read_document(config)
     with ExitStack() as stack:
         return _Planner(document, read_config(document), compatible, stack).plan(seed)
