@@ -224,7 +224,7 @@ def test_a_method_without_a_base_takes_it_for_one_more_model_and_says_so(here):
 @pytest.mark.parametrize("seed", [-5, 1.5, True, "0"])
 def test_a_seed_in_python_is_checked_like_one_in_the_config(here, seed):
     config = {"merge_method": "passthrough", "models": [{"model": "a"}]}
-    with pytest.raises(EditError, match="^the seed is .*: give a whole number from 0 on$"):
+    with pytest.raises(EditError, match=r"^the seed is .*: give a whole number from 0 on$"):
         plan_merge(config, seed=seed)
 
 
