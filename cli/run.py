@@ -43,7 +43,7 @@ def watched(quiet: bool) -> dict[str, Callable[..., Any]]:
     epilog=examples(
         "editkit run recipes/negate.yaml -o negated",
         "editkit run recipes/negate.yaml --set seed=0,1,2 --dry-run",
-        "editkit run recipes/negate.yaml --set model=MODEL --set forget=forget.jsonl --set retain=retain.jsonl -o mine",
+        "editkit run recipes/fictitious.yaml --set model=MODEL --set reference=NEVER-SAW --set forget=forget.jsonl --set retain=retain.jsonl -o mine",
         "editkit run recipes/methods.yaml --jobs 2 --resume",
         "editkit run --schema > recipe.schema.json",
     )

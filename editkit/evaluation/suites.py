@@ -10,6 +10,7 @@ Definitions are in `metrics/`, one file per paper. The version changes when the 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -205,9 +206,9 @@ def chosen(suites: Sequence[str] = (), metrics: Sequence[str] = ()) -> list[Metr
 
     for glob in metrics:
         if not any(fnmatchcase(name, glob) for one in METRICS for name in (one.id, one.id.partition("@")[0])):
-            raise EditError(
-                f"--metrics {glob!r} names no metric: there are {listed((one.id for one in METRICS), limit=60)}"
-            )
+            near = get_close_matches(glob.partition("@")[0], [one.id.partition("@")[0] for one in METRICS], n=1)
+            meant = f"did you mean {near[0]}?" if near else f"there are {listed((one.id for one in METRICS), limit=60)}"
+            raise EditError(f"--metrics {glob!r} names no metric: {meant}")
     return [one for one in METRICS if asked(one)]
 
 

@@ -82,13 +82,14 @@ def folder_of(step: str, key: str) -> str:
 
 
 class Text(str):
-    """A text of a recipe or of `--set`. home: what a relative path in it is relative to."""
+    """A text of a recipe or of `--set`. home: what a relative path in it is relative to. keys: where it is written."""
 
     home: Path
+    keys: tuple[str | int, ...]
 
-    def __new__(cls, text: str, home: Path) -> "Text":
+    def __new__(cls, text: str, home: Path, keys: tuple[str | int, ...] = ()) -> "Text":
         made = super().__new__(cls, text)
-        made.home = home
+        made.home, made.keys = home, keys
         return made
 
 

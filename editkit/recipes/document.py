@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from editkit.errors import EditError, listed
 from editkit.merging.document import Document, Key, read_document
 from editkit.recipes.functions import STEPS, parameters
-from editkit.recipes.references import NAME, parse
+from editkit.recipes.references import NAME, parse, references
 
 FORMAT = 1
 KEYS = ("editkit", "title", "settings", "matrix", "steps", "table")
@@ -60,9 +60,14 @@ class Recipe:
 
     def wrong(self, said: str, *keys: Key) -> None:
         """Add what is wrong with the value at these keys; once, however many cells have it."""
-        text = f"{self.document.place(*keys)} {said}" if keys else said
+        text = f"{self._place(*keys)} {said}" if keys else said
         if text not in self.problems:
             self.problems.append(text)
+
+    def _place(self, *keys: Key) -> str:
+        rooms: Mapping[Key, dict[str, Setting]] = {"settings": self.settings, "matrix": self.matrix}
+        one = rooms[keys[0]].get(str(keys[1])) if len(keys) > 1 and keys[0] in rooms else None
+        return f"--set {keys[1]}" if one and one.given else self.document.place(*keys)
 
     def refuse(self) -> None:
         """Raise EditError with all problems, where there are any."""
@@ -157,7 +162,7 @@ def _check_keys(recipe: Recipe) -> None:
     if not isinstance(recipe.over, list):
         recipe.wrong(f"is {recipe.over!r}: give a variable of the matrix, or a list of them", "table", OVER)
     for column, value in recipe.table.items():
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not any(references(value)):
             recipe.wrong(f"is {value!r}: give text with what is looked up, such as '${{step: value}}'", "table", column)
 
 
@@ -213,13 +218,11 @@ def _override(recipe: Recipe, given: Mapping[str, Any]) -> None:
 
 
 def _check_matrix(recipe: Recipe) -> None:
-    for name, (values, _, given) in recipe.matrix.items():
-        keys = () if given else ("matrix", name)
-        said = f"--set {name} " if given else ""
+    for name, (values, _, _) in recipe.matrix.items():
         if not isinstance(values, list) or not values:
-            recipe.wrong(f"{said}is {values!r}: give a list of values", *keys)
+            recipe.wrong(f"is {values!r}: give a list of values", "matrix", name)
         elif twice := listed(dict.fromkeys(repr(one) for one in values if values.count(one) > 1)):
-            recipe.wrong(f"{said}has {twice} more than once: give each value once", *keys)
+            recipe.wrong(f"has {twice} more than once: give each value once", "matrix", name)
 
 
 def parts_of(recipe: Recipe, text: str, *keys: Key) -> list[Any]:

@@ -141,8 +141,9 @@ class Execution:
 
     def _absent(self, one: Output | Value) -> Absent:
         record = self.records[one.key]
-        did = _DID.get(record["state"], "left nothing")
-        return Absent(f"{record['label']} {did}: {record['why']}")
+        if did := _DID.get(record["state"]):
+            return Absent(f"{record['label']} {did}")  # why is said once, of the call itself
+        return Absent(f"{record['label']} left nothing: {record['why']}")
 
     def _finish(self, call: Call, future: "Future[Any]") -> None:
         error = future.exception()

@@ -1,6 +1,6 @@
 """Who refers to whom in a recipe: unknown names, circles, names that nobody uses, and which steps are wanted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 
 from editkit.merging.document import Key
@@ -49,6 +49,25 @@ def wanted(recipe: Recipe) -> set[str]:
         if more <= optional:
             return recipe.steps.keys() - optional
         optional |= more
+
+
+def left_behind(recipe: Recipe, asked: Iterable[str]) -> list[str]:
+    """Of the settings that the calls use those which are not given and come, in the recipe, from the same steps as one that is."""
+    uses: dict[str, set[str]] = {}
+    for owner, _, one in _written(recipe):
+        uses.setdefault(owner, set()).add(one.name)
+
+    def steps(name: str) -> set[str]:
+        found, open_ = set[str](), [name]
+        while open_:
+            more = uses.get(open_.pop(), set()) - found
+            found |= more
+            open_ += more
+        return found & recipe.steps.keys()
+
+    given = [name for name, one in recipe.settings.items() if one.given]
+    origins = {step for name in given for step in steps(name)}
+    return [name for name in recipe.settings if name in asked and name not in given and steps(name) & origins]
 
 
 def _references(recipe: Recipe) -> Found:

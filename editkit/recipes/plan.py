@@ -27,7 +27,8 @@ from editkit.recipes.document import FIRST, Recipe, parts_of
 from editkit.recipes.functions import STEPS, output_name, parameters
 from editkit.recipes.names import check_names, wanted
 from editkit.recipes.places import Places, there
-from editkit.recipes.references import Reference
+from editkit.recipes.references import Reference, named
+from editkit.recipes.vocabulary import misread
 
 UNKNOWN = Output("", "", "")
 """In place of what is wrong, which the recipe's problems say."""
@@ -50,7 +51,7 @@ class Call:
     @property
     def label(self) -> str:
         """What messages call it: `edited (method npo+gd, seed 0)`."""
-        said = ", ".join(f"{name} {value}" for name, value in self.cell.items())
+        said = ", ".join(f"{name} {named(str(value))}" for name, value in self.cell.items())
         return f"{self.step} ({said})" if said else self.step
 
     @property
@@ -61,11 +62,12 @@ class Call:
 
 class Plan(NamedTuple):
     """calls: by key, in an order in which they can be made. rows: every cell with its columns. chosen: settings as they are used.
-    places: what of the disk and the Hub it goes by."""
+    asked: settings that the calls use. places: what of the disk and the Hub it goes by."""
 
     calls: dict[str, Call]
     rows: list[tuple[dict[str, Any], dict[str, Any]]]
     chosen: dict[str, Any]
+    asked: set[str]
     places: Places
 
 
@@ -84,7 +86,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
             columns = {name: planner.value(text, recipe.home, "table", name) for name, text in recipe.table.items()}
             rows.append((planner.cell, columns))
     recipe.refuse()
-    return Plan(planner.calls, rows, planner.chosen, planner.places)
+    return Plan(planner.calls, rows, planner.chosen, planner.asked, planner.places)
 
 
 class _Planner:
@@ -94,6 +96,7 @@ class _Planner:
         self.recipe, self.places = recipe, Places()
         self.calls: dict[str, Call] = {}
         self.chosen: dict[str, Any] = {name: one.value for name, one in recipe.settings.items()}
+        self.asked: set[str] = set()
 
     def begin(self, cell: dict[str, Any]) -> None:
         """Go on with another cell of the matrix."""
@@ -140,8 +143,9 @@ class _Planner:
 
     def _checked(self, value: Any, annotation: Any, *keys: Key) -> Any:
         value = fitted(value, annotation)
-        if (wrong := misfit(value, annotation)) is not None:
-            self.recipe.wrong(wrong, *keys)
+        wrong = misfit(value, annotation) or misread(str(keys[-2]), str(keys[-1]), value)
+        if wrong is not None:
+            self.recipe.wrong(wrong, *_written_at(value, keys))
             return value
         return placed(value, annotation, partial(self._place, keys))
 
@@ -150,7 +154,8 @@ class _Planner:
             return self.places.find(text)
         except FileNotFoundError as error:
             where = "working directory" if text.home != self.recipe.home else "folder of the recipe"
-            self.recipe.wrong(f"is {str(error)!r}, which is not there: paths are relative to the {where}", *keys)
+            said = f"is {str(error)!r}, which is not there: paths are relative to the {where}"
+            self.recipe.wrong(said, *_written_at(text, keys))
             return UNKNOWN
 
     def value(self, value: Any, home: Path, *keys: Key) -> Any:
@@ -177,7 +182,7 @@ class _Planner:
         parts = [part if isinstance(part, str) else self._referred(part) for part in parts_of(self.recipe, text, *keys)]
         if len(parts) < 2:
             [part] = parts or [UNKNOWN]
-            return Text(part, home) if type(part) is str else part
+            return Text(part, home, keys) if type(part) is str else part
         if UNKNOWN in parts:
             return UNKNOWN
         if bad := [one for one in parts if one is None or isinstance(one, list | dict)]:
@@ -186,7 +191,7 @@ class _Planner:
         if any(isinstance(one, Output | Value | Joined) for one in parts):
             flat = (inner for one in parts for inner in (one.parts if isinstance(one, Joined) else [one]))
             return Joined(tuple(one if isinstance(one, Output | Value) else str(one) for one in flat))
-        return Text("".join(map(str, parts)), parts[0].home if isinstance(parts[0], Text) else home)
+        return Text("".join(map(str, parts)), parts[0].home if isinstance(parts[0], Text) else home, keys)
 
     def _referred(self, one: Reference) -> Any:
         recipe = self.recipe
@@ -201,6 +206,7 @@ class _Planner:
         return UNKNOWN
 
     def _setting(self, name: str) -> Any:
+        self.asked.add(name)
         value, home, _ = self.recipe.settings[name]
         if not (isinstance(value, Mapping) and value.keys() == {FIRST}):
             return self.value(value, home, "settings", name)
@@ -216,6 +222,11 @@ class _Planner:
             f"is {candidates!r}, of which nothing is there: give one that is, with --set {name}=...", "settings", name
         )
         return UNKNOWN
+
+
+def _written_at(value: Any, keys: tuple[Key, ...]) -> tuple[Key, ...]:
+    """Where a value was written, which for the text of a setting is not where it is used."""
+    return value.keys or keys if isinstance(value, Text) else keys
 
 
 def _listed(value: Any) -> Any:

@@ -41,6 +41,16 @@ def parse(text: str) -> list[str | Reference]:
     return [*parts, plain] if plain or not parts else parts
 
 
+def named(text: str) -> str:
+    """A text; of one that only refers to a setting or step the name of that.
+
+    >>> named("npo+gd"), named("${in-distribution}"), named("${people}/model")
+    ('npo+gd', 'in-distribution', '${people}/model')
+    """
+    found = re.fullmatch(r"\$\{([^{}:]+)\}", text)
+    return found[1] if found else text
+
+
 def references(value: Any, *keys: str | int) -> Iterator[tuple[tuple[str | int, ...], Reference]]:
     """Every reference within a value, in keys of mappings too, with the keys that lead to it. Texts that cannot be read have none."""
     if isinstance(value, str):

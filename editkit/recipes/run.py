@@ -17,10 +17,11 @@ from editkit.recipes.calls import Stage
 from editkit.recipes.document import Recipe, read_recipe
 from editkit.recipes.engines import engine as open_engine
 from editkit.recipes.execution import Absent, Execution, Observe, other_versions
+from editkit.recipes.names import left_behind
 from editkit.recipes.plan import Plan, plan_recipe
 from editkit.recipes.references import references
 from editkit.recipes.table import SCHEMA as TABLE
-from editkit.recipes.table import tabulate, to_csv
+from editkit.recipes.table import plain_value, tabulate, to_csv
 
 SCHEMA = "editkit.run/1"
 RUN, STEPS = "run.json", "steps"
@@ -59,7 +60,7 @@ def run(
     plan = plan_recipe(read)
     shown_output = os.fspath(output) if output is not None else f"{read.name}-run"
     folder = Path(shown_output).expanduser().resolve()
-    _refuse_other_content(folder, shown_output)
+    _refuse_other_content(folder, shown_output, read.name)
     disk.refuse_inputs(folder, shown_output, _outside(plan, folder))
     with open_engine(engine, jobs) as submit, nullcontext() if dry_run else _alone(folder, shown_output):
         execution = Execution(plan, folder, observe)
@@ -73,11 +74,21 @@ def run(
     return found
 
 
-def _refuse_other_content(folder: Path, name: str) -> None:
+def _refuse_other_content(folder: Path, name: str, recipe: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise EditError(f"{name} is a file: give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STEPS).is_dir():
         raise EditError(f"{name} is not empty and holds no earlier run: give another folder")
+    if (other := _recipe_of(folder)) not in (None, recipe):
+        raise EditError(f"{name} holds a run of the recipe {other}: give another folder than for {recipe}")
+
+
+def _recipe_of(folder: Path) -> str | None:
+    """Of which recipe there is a run."""
+    try:
+        return str(json.loads((folder / RUN).read_text("utf-8"))["recipe"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _outside(plan: Plan, folder: Path) -> list[Path]:
@@ -127,7 +138,7 @@ def _described(recipe: Recipe, plan: Plan, execution: Execution, dry_run: bool) 
         "steps": [_step(recipe, plan, name) for name in recipe.steps],
         "calls": calls,
         "table": table,
-        "notes": list(_notes(plan, execution)),
+        "notes": list(_notes(recipe, plan, execution)),
         "failures": failures,
         "gates": gates,
     }
@@ -157,7 +168,7 @@ def _looked_up(recipe: Recipe, plan: Plan, execution: Execution) -> tuple[list[A
         found: dict[str, Any] = {}
         for name, value in columns.items():
             try:
-                found[name] = execution.bound(value)
+                found[name] = plain_value(execution.bound(value))
                 had.add(name)
             except EditError as error:
                 found[name] = {"status": f"unknown: {error}"}
@@ -168,7 +179,10 @@ def _looked_up(recipe: Recipe, plan: Plan, execution: Execution) -> tuple[list[A
     return rows, wrong
 
 
-def _notes(plan: Plan, execution: Execution) -> Iterator[str]:
+def _notes(recipe: Recipe, plan: Plan, execution: Execution) -> Iterator[str]:
+    if others := left_behind(recipe, plan.asked):
+        given = listed(name for name, one in recipe.settings.items() if one.given)
+        yield f"--set gives {given}, and not {listed(others)}, which stay the recipe's own: give all that belong together"
     if others := list(other_versions(execution.folder, plan)):
         versions = sorted({version for _, version in others})
         yield (

@@ -32,6 +32,31 @@ _MEANINGS = {
     "table": "Heading of a column -> ${step: where in its result}. over: names of the matrix over which mean and standard deviation are taken.",
 }
 
+_COMMON = {
+    "allow_other_base": "go on where a vector or adapter was made from another base",
+    "base": "the model before the edit",
+    "batch_size": "examples at a time; less needs less memory",
+    "device": "auto, cpu, cuda or mps",
+    "dtype": "of the weights while they are used; by default that of the files",
+    "epochs": "passes over the data, in place of steps",
+    "forget": "jsonl file with the examples to forget",
+    "grad_accum": "batches that are added up for one step",
+    "lr": "learning rate",
+    "max_examples": "the first so many of each set",
+    "max_length": "tokens, longer examples are cut",
+    "max_new_tokens": "of an answer that the model writes",
+    "model": "folder of the model, or its id on the Hub",
+    "prompt_template": "text with {question} in it, in place of the tokenizer's own chat template",
+    "report": "write the diff report",
+    "retain": "jsonl file with the examples to keep",
+    "seed": "of everything that is drawn by chance",
+    "shard_size": "bytes in one file, by default as the base has it",
+    "steps": "training steps",
+    "vector_base": "what the vector was tuned from, by default the model",
+    "weight_decay": "of AdamW",
+}
+"""What arguments mean in all functions that do not say it themselves."""
+
 
 def schema() -> dict[str, Any]:
     """The schema as a dictionary that is ready for `json.dumps`."""
@@ -80,7 +105,8 @@ def _arguments(name: str) -> dict[str, Any]:
     said = {key: text for one in texts for key, text in descriptions(one, every).items()}
     properties = {}
     for one in given.values():
-        properties[one.name] = {"description": said[one.name]} if one.name in said else {}
+        meaning = said.get(one.name) or _COMMON.get(one.name)
+        properties[one.name] = {"description": meaning} if meaning else {}
         properties[one.name] |= _value(one.annotation)
         if one.default not in (Parameter.empty, None, ()):
             properties[one.name]["default"] = one.default
@@ -99,7 +125,7 @@ def descriptions(docstring: str, names: Iterable[str]) -> dict[str, str]:
     >>> descriptions("Cut it. cake: of any kind. knife, size: see `knives.py`: it lists them.", ["cake", "knife", "size"])
     {'cake': 'of any kind', 'knife': 'see `knives.py`: it lists them', 'size': 'see `knives.py`: it lists them'}
     """
-    name = "|".join(map(re.escape, names))
+    name = "|".join(rf"{re.escape(one)}\b" for one in names)
     found: dict[str, str] = {}
     for paragraph in docstring.split("\n\n") if name else ():
         text = " ".join(paragraph.split())

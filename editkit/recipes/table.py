@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from editkit.errors import EditError, listed
+
 SCHEMA = "editkit.table/1"
 Cell = Mapping[str, Any]
 
@@ -43,6 +45,15 @@ def tabulate(
             for members in groups.values()
         ],
     }
+
+
+def plain_value(found: Any) -> Any:
+    """What a column found, if a table can hold it. Raises EditError for a list or mapping, with what there is in it."""
+    if isinstance(found, list):
+        raise EditError(f"it is a list of {len(found)}: say which in brackets, as [key=value] or [0]")
+    if isinstance(found, Mapping) and "value" not in found:
+        raise EditError(f"it is a mapping: say what of it, of {listed(found, 8) or 'nothing'}")
+    return found
 
 
 def _taken(found: Sequence[Any], over: Sequence[str]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def to_html(run: Mapping[str, Any], folder: Path) -> str:
         things="calls",
         name=printable(recipe["name"]),
         title=printable(recipe["title"] or recipe["name"]),
-        about=wording.header(recipe["header"]),
+        about=[*wording.header(recipe["header"]), *_given(run)],
         headline=wording.headline(run),
         warnings=[printable(text) for text in (*run["failures"], *run["gates"])],
         notes=[printable(text) for text in run["notes"]],
@@ -55,6 +55,12 @@ def to_html(run: Mapping[str, Any], folder: Path) -> str:
         text=recipe["text"] or "",
         versions=f"{run['schema']}, editkit {run['editkit']}, engine {run['engine']}, {run['jobs']} at a time",
     )
+
+
+def _given(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What --set changed, beside what the head of the recipe expects."""
+    said = [f"{name} {one['value']}" for name, one in run["settings"].items() if one["given"]]
+    return [("Changed", printable(f"by --set: {', '.join(said)}"))] if said else []
 
 
 def _strip(run: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -6,7 +6,6 @@
 '0.240 ± 0.028'
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from editkit.diffing import measures
 from editkit.diffing.rendering.wording import plural
 from editkit.errors import listed, printable
+from editkit.recipes.references import named
 
 Run = Mapping[str, Any]
 EXAMPLES = "examples"
@@ -44,13 +44,8 @@ def _decimals(value: float) -> int | None:
 
 
 def name(text: str) -> str:
-    """Text of a recipe; of what only refers to a setting or step the name of that.
-
-    >>> name("npo+gd"), name("${in-distribution}"), name("${people}/model")
-    ('npo+gd', 'in-distribution', '${people}/model')
-    """
-    found = re.fullmatch(r"\$\{([^{}:]+)\}", text)
-    return printable(found[1] if found else text)
+    """Text of a recipe, see `references.named`, for the terminal and the page."""
+    return printable(named(text))
 
 
 def written(one: Mapping[str, Any]) -> str:
