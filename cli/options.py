@@ -48,7 +48,7 @@ class Assigned(click.ParamType):
 
             try:
                 return yaml.safe_load(text)
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, ValueError, RecursionError) as error:
                 self.fail(f"{text!r} is no YAML ({getattr(error, 'problem', error)})", param, ctx)
         if "," in text:
             return [self._value(one.strip(), param, ctx) for one in text.split(",")]

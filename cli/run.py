@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ BYTES = (
 """Parts of the work that count bytes; most others count steps or examples."""
 
 
-def watched(quiet: bool) -> dict[str, Callable[..., Any]]:
+def watched(quiet: bool) -> dict[str, Any]:
     """`stage` and `observe` of a run: a bar for each part of the work, and a line for each step that ends."""
 
     def stage(name: str) -> AbstractContextManager[Advance | None]:

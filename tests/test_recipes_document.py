@@ -51,7 +51,7 @@ steps:
             "steps.tuned.finetune (line 14) lacks data",
             "steps.tuned.finetune.model (line 14) has ${modle}, which is no setting, variable or step: did you mean model?",
             "steps.tuned.finetune.lr (line 14) is 'much': give a number",
-            "steps.seen.inspect.source (line 16) is 'missing/model.safetensors', which is not there: paths are relative to the "
+            "settings.model (line 4) is 'missing/model.safetensors', which is not there: paths are relative to the "
             "folder of the recipe",
         ]
     )
@@ -89,8 +89,8 @@ steps:
         (
             'editkit: 1\nsettings: {w: [1], d: 2024-01-01}\n'
             'steps: {a: {merge: {base: org/model, vectors: {"${w}": 1.0}, settings: {x: "${d}"}}}, b: {inspect: {source: "a${w}"}}}',
-            "steps.a.merge.vectors (line 3) has '${w}' for a key, which is [1]: give text; "
             "settings.d (line 2) is '2024-01-01', which is neither text nor a number: write it in quotes; "
+            "steps.a.merge.vectors (line 3) has '${w}' for a key, which is [1]: give text; "
             "steps.b.inspect.source (line 3) has [1] within a text: give it alone",
         ),
         (
@@ -113,7 +113,7 @@ def test_set_names_what_there_is(tmp_path):
     text = 'editkit: 1\nsettings: {seed: 1}\nmatrix: {people: [1]}\nsteps: {a: {invent: {seed: "${seed}", forget: "${people}"}}}'
     assert said(text, tmp_path, sed=3) == "--set sed: there is no such setting, did you mean seed?"
     assert said(text, tmp_path, people=[]) == "--set people is []: give a list of values"
-    assert said(text, tmp_path, seed="x") == "steps.a.invent.seed (line 4) is 'x': give a whole number"
+    assert said(text, tmp_path, seed="x") == "--set seed is 'x': give a whole number"
 
 
 def test_a_recipe_that_is_not_there_is_one_sentence(tmp_path):

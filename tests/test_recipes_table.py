@@ -35,7 +35,7 @@ def test_a_value_is_looked_up(path, expected):
     ("path", "said"),
     [
         ("resluts", "the result has no 'resluts': there is results, report"),
-        ("results[model=edited*].value", "results has 2 elements with model=edited*: say which, by bucket, value, n"),
+        ("results[model=edited*].value", "results has 2 elements with model=edited*: say which, by bucket"),
         ("results[set=forget, metric=mb].value", "results has nothing with metric=mb: there is metric=ma@1"),
         ("results[3]", "results has 3 elements: there is no [3]"),
         ("report[0]", "report is a mapping and no list: leave the brackets out"),

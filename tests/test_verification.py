@@ -227,6 +227,21 @@ def test_a_mask_is_given_as_the_folder_that_localize_wrote(edit, tmp_path):
         editkit.verify(tmp_path / "masked", inputs={"mask": tmp_path / "tuned"})
 
 
+def test_a_role_is_no_name_of_another_input(edit, tmp_path, monkeypatch):
+    editkit.negate(edit, tmp_path / "tuned", tmp_path / "two", alpha=1.0, vector_base=tmp_path / "base")
+    for folder in ("elsewhere", "work"):
+        (tmp_path / folder).mkdir()
+    for name in ("base", "tuned", "edited", "two"):
+        shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
+    output = shutil.move(tmp_path / "elsewhere" / "two", tmp_path / "work" / "two")
+    monkeypatch.chdir(tmp_path / "work")
+    found = states(editkit.verify(output, inputs={"base": tmp_path / "elsewhere" / "edited"}))
+    assert (found["input base (edited)"], found["input vector 2 (base)"]) == ("ok", "unknown")
+    (tmp_path / "elsewhere" / "two").symlink_to(output)  # inputs lie beside the link
+    found = editkit.verify(tmp_path / "elsewhere" / "two")
+    assert found["verdict"] == "ok", found
+
+
 def test_the_only_vector_may_be_called_tuned(edit, tmp_path):
     shutil.move(tmp_path / "tuned", tmp_path / "full")
     editkit.negate(tmp_path / "base", tmp_path / "full", tmp_path / "one", alpha=1.0)

@@ -198,7 +198,11 @@ def _modules(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, 
             rank, scale = _rank_and_scale(module, config)
         except (re.error, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
             pattern = isinstance(error, re.error)
-            why = f"a pattern is no regular expression, {error}" if pattern else "r and lora_alpha must be numbers, r above 0"
+            why = (
+                f"a pattern is no regular expression, {error}"
+                if pattern
+                else "r and lora_alpha must be numbers, r above 0"
+            )
             problems.append(f"{CONFIG} gives no rank and scale for {module}: {why}")
             continue
         if not a.shape[0] == b.shape[1] == rank:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from editkit.errors import EditError, first_line, listed
 
 Key = str | int
+MOST = 100_000
+"""Values of a document with its aliases written out."""
 
 
 class Document(NamedTuple):
@@ -35,7 +37,8 @@ class Document(NamedTuple):
             if node is None:
                 return line
             if isinstance(key, int):
-                child = node.value[key] if isinstance(node.value, list) and key < len(node.value) else None
+                listing = isinstance(node.value, list) and key < len(node.value)
+                child = node.value[key] if listing and not isinstance(node.value[key], tuple) else None
                 mark = child
             else:
                 pairs = node.value if isinstance(node.value, list) else []
@@ -76,6 +79,7 @@ def parse_document(
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
+        _refuse_endless(node, shown)
         if twice := [f"{key} (line {line})" for key, line in _repeated(node)]:
             raise EditError(f"{shown}: {listed(twice)}: given more than once, keep one")
         data = loader.construct_document(node) if node is not None else None
@@ -90,9 +94,27 @@ def parse_document(
         ) from error
     except RecursionError as error:
         raise EditError(f"{shown} is nested without end: give a {what} in YAML") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:  # dates and numbers that are none
+        raise EditError(f"{shown} has a value that cannot be read ({first_line(error)}): write it in quotes") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise EditError(f"{shown} is no {what}: give a YAML mapping with {keys}")
     return Document(shown, data, node)
+
+
+def _refuse_endless(root: Any, shown: str) -> None:
+    """Aliases (*name) may refer to each other in a circle, or unfold to more than any memory holds."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MOST + 1  # until it is known: a circle
+            inner = node.value if isinstance(node.value, list) else []
+            parts = [part for one in inner for part in (one if isinstance(one, tuple) else (one,))]
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    if root is not None and size(root) > MOST:
+        raise EditError(f"{shown} has aliases that unfold to more than {MOST:,} values: write it without them")
 
 
 def _line_of(error: Any) -> str:

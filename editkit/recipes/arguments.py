@@ -156,7 +156,7 @@ def _said(arm: Any) -> str:
         return f"a list ({' or '.join(dict.fromkeys(map(_said, _arms(inner[0]))))} each)"
     if get_origin(arm) is Mapping:
         return f"a mapping ({' or '.join(dict.fromkeys(map(_said, _arms(inner[1]))))} each)"
-    return _PLAIN.get(arm, "")
+    return _PLAIN.get(arm, "anything" if arm is Any else "")
 
 
 def placed(value: Any, annotation: Any, found: Callable[[Text], Any]) -> Any:

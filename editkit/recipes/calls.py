@@ -18,26 +18,32 @@ from editkit.checkpoint.blocks import Progress
 from editkit.checkpoint.digests import sha256_of
 from editkit.checkpoint.unfinished import unfinished_folder
 from editkit.diffing.rendering import to_json
-from editkit.errors import EditError, GateFailed, NothingChanged
+from editkit.errors import EditError, GateFailed, NothingChanged, first_line, listed
 from editkit.recipes.functions import function, takes
 from editkit.recipes.outcome import as_json, gate, plainly, summary, warnings_of
+from editkit.recipes.places import content
 
 Stage = Callable[[str], AbstractContextManager[Progress | None]]
 SCHEMA = "editkit.call/1"
 CALL, RESULT = "call.json", "result.json"
+_KINDS = {
+    "seconds": int | float, "gate": str | None, "summary": str, "warnings": list, "output": str | None, "files": dict
+}  # fmt: skip
+"""What call.json must have."""
 
 
 @dataclass(frozen=True)
 class Work:
     """A call that can be sent to another process. arguments: with real paths. output: the name of what it writes in `folder`, or None.
 
-    said: what call.json says of it beforehand. names: what places are called in texts, see `plainly`. resume: go on with its unfinished work where there is some. threads: None for all cores.
+    inputs: path -> content of what it reads, see `places.content`. said: what call.json says of it beforehand. names: what places are called in texts, see `plainly`. resume: go on with its unfinished work where there is some. threads: None for all cores.
     """
 
     function: str
     arguments: Mapping[str, Any]
     folder: Path
     output: str | None
+    inputs: Mapping[Path, str]
     said: Mapping[str, Any]
     names: Mapping[str, str]
     resume: bool
@@ -61,6 +67,8 @@ def perform(work: Work, stage: Stage | None = None) -> dict[str, Any]:
         except (NothingChanged, GateFailed) as error:
             failed_gate = plainly(str(error), work.names)
         seconds = time.monotonic() - started
+        if changed := [path.name for path, before in work.inputs.items() if content(path) != before]:
+            raise EditError(f"{listed(changed)} changed while it was read: run it again")
         if result is not None:
             failed_gate = gate(work.function, result)
             with disk.writing(str(work.folder)):
@@ -84,6 +92,8 @@ def perform(work: Work, stage: Stage | None = None) -> dict[str, Any]:
         return {"failed": plainly(str(error), work.names)}
     except OSError as error:
         return {"failed": plainly(f"{error.filename or work.folder}: {error.strerror or error}", work.names)}
+    except Exception as error:  # a fault of ours stops what depends on it, not the other cells
+        return {"failed": plainly(f"an unexpected {type(error).__name__}: {first_line(error)}", work.names)}
 
 
 @contextmanager
@@ -117,11 +127,14 @@ def _clear(work: Work) -> None:
             disk.remove_staged(path) if path.is_dir() else path.unlink()
 
 
-def _listing(folder: Path) -> dict[str, Any]:
+def _files(folder: Path) -> dict[str, Path]:
+    """All files of a call but call.json, by name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CALL)
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
-    }
+    return {path.relative_to(folder).as_posix(): path for path in files}
+
+
+def _listing(folder: Path) -> dict[str, Any]:
+    return {name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for name, path in _files(folder).items()}
 
 
 def _keep(record: Mapping[str, Any], folder: Path) -> None:
@@ -142,6 +155,8 @@ def kept(folder: Path, key: str) -> dict[str, Any] | None:
     try:
         if record["editkit"] != __version__ or record["key"] != key:
             raise EditError(f"{CALL} is of another call")
+        if not all(isinstance(record[name], kinds) for name, kinds in _KINDS.items()):
+            raise EditError(f"{CALL} is damaged")
         known = {name: (one["bytes"], one["sha256"]) for name, one in record["files"].items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise EditError(f"{CALL} is damaged") from error
@@ -151,6 +166,8 @@ def kept(folder: Path, key: str) -> dict[str, Any] | None:
             raise EditError(f"{name} is gone")
         if path.stat().st_size != size or sha256_of(path) != digest:
             raise EditError(f"{name} was changed")
+    if added := _files(folder).keys() - known.keys():
+        raise EditError(f"{min(added)} was added")
     return record
 
 

@@ -87,6 +87,9 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], given: Mappi
         raise EditError(
             f"{document.shown} is a recipe of format {version}, and this editkit reads format {FORMAT}: update editkit"
         )
+    rooms = {room: data[room] for room in KEYS if isinstance(data.get(room), Mapping)}
+    if bad := [f"{key!r} in {room}" for room, named in rooms.items() for key in named if not isinstance(key, str)]:
+        raise EditError(f"{document.shown}: {listed(bad)}: names are text, so write them in quotes")
     path = None if isinstance(source, Mapping) else Path(source).expanduser()
     home = path.resolve().parent if path else Path.cwd()
     text = path.read_text("utf-8") if path else None
@@ -112,6 +115,9 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], given: Mappi
     _check_names(recipe)
     _check_steps(recipe)
     _override(recipe, given or {})
+    for room, named in (("settings", recipe.settings), ("matrix", recipe.matrix)):
+        for key, one in named.items():
+            _check_value(recipe, one.value, room, key)
     _check_matrix(recipe)
     return recipe
 
@@ -155,7 +161,7 @@ def _check_keys(recipe: Recipe) -> None:
     if not data.get("steps"):
         recipe.wrong("there are no steps: give some, such as steps: {people: {invent: {}}}")
     for name in recipe.over if isinstance(recipe.over, list) else []:
-        if name not in recipe.matrix:
+        if not isinstance(name, str) or name not in recipe.matrix:
             recipe.wrong(
                 f"is {name!r}, which is no variable of the matrix: {meant(name, recipe.matrix)}", "table", OVER
             )
@@ -206,9 +212,24 @@ def _check_steps(recipe: Recipe) -> None:
             recipe.wrong(f"lacks {listed(needed)}", *place)
 
 
+def _check_value(recipe: Recipe, value: Any, *keys: Key) -> None:
+    """Whether a value can be told as JSON, used or not: YAML makes dates of texts."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            _check_value(recipe, one, *keys, key)
+    elif isinstance(value, list | tuple):
+        for index, one in enumerate(value):
+            _check_value(recipe, one, *keys, index)
+    elif isinstance(value, int) and abs(value) >= 1 << 63:
+        recipe.wrong("is a whole number of more than 63 bits: give a smaller one", *keys)
+    elif value is not None and not isinstance(value, str | bool | int | float):
+        recipe.wrong(f"is {str(value)!r}, which is neither text nor a number: write it in quotes", *keys)
+
+
 def _override(recipe: Recipe, given: Mapping[str, Any]) -> None:
     """Put in what was given in place of the recipe's own. Relative paths in it are relative to the working directory."""
-    for name, value in given.items():
+    for name, said in given.items():
+        value = os.fspath(said) if isinstance(said, os.PathLike) else list(said) if isinstance(said, tuple) else said
         if name in recipe.matrix:
             recipe.matrix[name] = Setting(value if isinstance(value, list) else [value], Path.cwd(), True)
         elif name in recipe.settings:

@@ -1,7 +1,7 @@
 """The calls of a plan, made in an order that suits what they need: what is finished is taken, what failed stops only what depends on it."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import nullcontext
 from functools import cache
@@ -11,11 +11,12 @@ from typing import Any
 from editkit import __version__
 from editkit.errors import EditError
 from editkit.recipes import lookup
-from editkit.recipes.arguments import Joined, Output, Place, Value
+from editkit.recipes.arguments import Joined, Output, Place, Value, fitted, misfit
 from editkit.recipes.calls import RESULT, Stage, Work, kept, perform, result_of
 from editkit.recipes.engines import Submit, lost, threads_of
-from editkit.recipes.functions import output_name
+from editkit.recipes.functions import output_name, parameters
 from editkit.recipes.plan import Call, Plan, shown
+from editkit.recipes.vocabulary import misread
 
 Record = dict[str, Any]
 Observe = Callable[[Mapping[str, Any]], None]
@@ -98,21 +99,33 @@ class Execution:
             self._stop(record, "not run", f"it needs {stopped[0]['label']}, which {_DID[stopped[0]['state']]}")
             return None
         try:
-            arguments = {name: self.bound(value) for name, value in call.arguments.items()}
+            arguments = self._arguments(call)
         except EditError as error:
             self._stop(record, "not run" if isinstance(error, Absent) else "failed", str(error))
             return None
         record["state"] = "running"
         said = {key: record[key] for key in ("step", "function", "key", "arguments")}
         name = output_name(call.function, call.step)
-        return Work(call.function, arguments, self.folder / call.folder, name, said, self._names, resume, threads)
+        inputs = {path: self.plan.places.contents[path] for path in _paths(call.arguments, self.plan.places.contents)}
+        folder = self.folder / call.folder
+        return Work(call.function, arguments, folder, name, inputs, said, self._names, resume, threads)
+
+    def _arguments(self, call: Call) -> dict[str, Any]:
+        """Those of the function, now that all is known of them. Raises EditError for what one of them cannot be."""
+        known, found = parameters(call.function), {}
+        for name, value in call.arguments.items():
+            found[name] = fitted(self.bound(value), known[name].annotation)
+            if wrong := misfit(found[name], known[name].annotation) or misread(call.function, name, found[name]):
+                raise EditError(f"{name} {wrong}")
+        return found
 
     def bound(self, value: Any) -> Any:
         """A value with what other calls made. Raises EditError for what they did not make."""
         if isinstance(value, Output):
             return str(self._path(value))
         if isinstance(value, Value):
-            if not (self.folder / self.plan.calls[value.key].folder / RESULT).exists():
+            folder = self.folder / self.plan.calls[value.key].folder
+            if self.records[value.key]["state"] not in _SETTLED or not (folder / RESULT).exists():
                 raise self._absent(value)
             try:
                 return lookup.lookup(self.result(value.key), lookup.parse(value.path))
@@ -150,8 +163,8 @@ class Execution:
         if error is not None:
             if lost(error):
                 raise EditError(
-                    f"the process of {call.label} ended without a word, often since the memory ran out: what is finished is kept, run it "
-                    "again with fewer --jobs"
+                    f"the process of {call.label} ended without a word: what is finished is kept. Often the memory ran out, so run it again with fewer "
+                    "--jobs; a script must call editkit.run under if __name__ == '__main__'"
                 ) from error
             raise error
         found = future.result()
@@ -181,8 +194,20 @@ class Execution:
         }
 
 
-_OPEN = ("would run", "running")
+_OPEN, _SETTLED = ("would run", "running"), ("computed", "cached", "gate failed")
 _DID = {"failed": "failed", "not run": "was not run"}
+
+
+def _paths(value: Any, known: Container[Path]) -> Iterator[Path]:
+    """The files and folders that a value names; of MODEL+ADAPTER both."""
+    if isinstance(value, Place):
+        yield from (path for path in map(Path, [value.path, *value.path.split("+")]) if path in known)
+    elif isinstance(value, Mapping):
+        for inner in [*value, *value.values()]:
+            yield from _paths(inner, known)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _paths(inner, known)
 
 
 def _nothing() -> Record:

@@ -46,6 +46,8 @@ def parameters(name: str) -> dict[str, Parameter]:
             "base": found["base"].replace(annotation=Source),
             "vectors": found["vectors"].replace(annotation=weights),
         }
+    for key in {"verify": ("inputs",), "task_vector": ("base",)}.get(name, ()):  # looked for by itself it is in no key
+        found[key] = found[key].replace(default=Parameter.empty)
     for key in {"embedding_model", "nli_model"} & found.keys():  # a folder or a Hub id too
         found[key] = found[key].replace(annotation=Source | None)
     return {key: one for key, one in found.items() if not _given(name, one)}

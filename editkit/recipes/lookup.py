@@ -81,7 +81,7 @@ def _element(items: list[Any], part: Part, around: Any, shown: str) -> Any:
         if not fitting:
             raise EditError(f"{shown} has nothing with {key}={value}: there is {key}={listed(there, 8) or 'nothing'}")
     if len(fitting) > 1:
-        keys = [key for key in fitting[0] if isinstance(fitting[0][key], str)]  # not values, which nobody knows before
+        keys = [key for key in fitting[0] if all(isinstance(one.get(key), str | None) for one in fitting)]  # no numbers
         differ = [key for key in keys if len({str(one.get(key)) for one in fitting}) > 1]
         chosen = ", ".join("=".join(pair) for pair in part)  # type: ignore[arg-type]
         raise EditError(

@@ -34,20 +34,20 @@ class Places:
         self.called: dict[str, str] = {}
         self.named: list[str] = []
 
-    def find(self, text: Text) -> Place:
-        """The place that is meant: from its home on, MODEL+ADAPTER, or a Hub id. Raises FileNotFoundError where it is not there."""
+    def find(self, text: Text, *, hub: bool = True) -> Place:
+        """The place that is meant: from its home on, MODEL+ADAPTER, or, if `hub`, a Hub id. Raises LookupError where it is not there."""
         written = str(text)
         if (path := there(text)) is not None:
             self.called[str(path)] = without_folders(written)
             return Place(str(path), written, self._content(path))
         model, plus, adapter = written.partition("+")
         if plus and model and adapter:
-            one, other = (self.find(Text(part, text.home)) for part in (model, adapter))
+            one, other = (self.find(Text(part, text.home), hub=hub) for part in (model, adapter))
             return Place(f"{one.path}+{other.path}", written, f"{one.content}+{other.content}")
-        if _of_the_hub(written, text.home) or written in _WORDS:
+        if (hub and _of_the_hub(written, text.home)) or written in _WORDS:
             self.named += [written] if "/" in written and written not in self.named else []
             return Place(written, written, written)
-        raise FileNotFoundError(written)
+        raise LookupError(written)
 
     def _content(self, path: Path) -> str:
         if path not in self.contents:
@@ -58,7 +58,12 @@ class Places:
 def there(text: Text) -> Path | None:
     """The file or folder that a text names, None where there is none."""
     path = text.home / os.path.expanduser(text)
-    return Path(os.path.normpath(path)) if text and path.exists() else None
+    try:
+        if not text or not path.exists():
+            return None
+    except (OSError, ValueError):  # no name that a file can have
+        return None
+    return path.resolve() if ".." in path.parts else Path(os.path.abspath(path))  # behind a link .. is elsewhere
 
 
 def content(path: Path) -> str:
@@ -72,7 +77,8 @@ def content(path: Path) -> str:
 def _files(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+        paths = (Path(place, name) for name in sorted(files) if not name.startswith("."))
+        yield from (path for path in paths if path.is_file() or path.is_symlink())  # no pipes
 
 
 def _of_the_hub(text: str, home: Path) -> bool:

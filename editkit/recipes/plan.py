@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from editkit import __version__
+from editkit.errors import listed
 from editkit.merging.document import Key
 from editkit.recipes.arguments import (
     Joined,
@@ -32,6 +33,8 @@ from editkit.recipes.vocabulary import misread
 
 UNKNOWN = Output("", "", "")
 """In place of what is wrong, which the recipe's problems say."""
+_DATA = {"data", "forget", "retain", "unseen", "sets", "mask", "masks", "patch"}
+"""Arguments that no model of the Hub is given to."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ def plan_recipe(recipe: Recipe) -> Plan:
     rows = []
     if order is not None:
         names = list(recipe.matrix)
-        for values in product(*(one.value if isinstance(one.value, list) else [] for one in recipe.matrix.values())):
+        lists = (one.value if isinstance(one.value, list) else [one.value] for one in recipe.matrix.values())
+        lists = (values or [UNKNOWN] for values in lists)
+        for values in product(*lists):
             planner.begin(dict(zip(names, values, strict=True)))
             for step in (step for step in recipe.steps if step in roots):
                 planner.call(step)
@@ -123,7 +128,7 @@ class _Planner:
             keys = ("steps", step, function, name)
             value = self.value(written, self.recipe.home, *keys)
             if name in known:
-                arguments[name] = self._checked(value, known[name].annotation, *keys)
+                arguments[name] = self._checked(written, value, known[name].annotation, *keys)
         arguments = {
             name: value
             for name, value in arguments.items()
@@ -141,20 +146,31 @@ class _Planner:
         self.calls.setdefault(key, Call(step, function, cell, arguments, key, needs))
         return Output(step, key, output_name(function, step) or "")
 
-    def _checked(self, value: Any, annotation: Any, *keys: Key) -> Any:
+    def _checked(self, written: Any, value: Any, annotation: Any, *keys: Key) -> Any:
         value = fitted(value, annotation)
         wrong = misfit(value, annotation) or misread(str(keys[-2]), str(keys[-1]), value)
         if wrong is not None:
-            self.recipe.wrong(wrong, *_written_at(value, keys))
+            self.recipe.wrong(wrong, *(self._given(written) or _written_at(value, keys)))
             return value
-        return placed(value, annotation, partial(self._place, keys))
+        found = placed(value, annotation, partial(self._place, keys))
+        if isinstance(found, Mapping) and isinstance(value, Mapping):
+            self._refuse_same(list(value), {key.path if isinstance(key, Place) else key for key in found}, *keys)
+        return found
+
+    def _given(self, written: Any) -> tuple[Key, ...] | None:
+        """What --set gave where a value is just that."""
+        for room, ones in (("settings", self.recipe.settings), ("matrix", self.recipe.matrix)):
+            for name, one in ones.items():
+                if one.given and written == f"${{{name}}}":
+                    return room, name
+        return None
 
     def _place(self, keys: tuple[Key, ...], text: Text) -> Place | Output:
         try:
-            return self.places.find(text)
-        except FileNotFoundError as error:
+            return self.places.find(text, hub=not _DATA & {str(key) for key in keys[3:]})
+        except LookupError as error:
             where = "working directory" if text.home != self.recipe.home else "folder of the recipe"
-            said = f"is {str(error)!r}, which is not there: paths are relative to the {where}"
+            said = f"is {error.args[0]!r}, which is not there: paths are relative to the {where}"
             self.recipe.wrong(said, *_written_at(text, keys))
             return UNKNOWN
 
@@ -163,18 +179,29 @@ class _Planner:
         if isinstance(value, str):
             return self._text(value, home, *keys)
         if isinstance(value, Mapping):
-            return {self._key(key, home, *keys): self.value(one, home, *keys, key) for key, one in value.items()}
+            found = {self._key(key, home, *keys): self.value(one, home, *keys, key) for key, one in value.items()}
+            self._refuse_same(list(value), {getattr(key, "path", key) for key in found}, *keys)
+            return found
         if isinstance(value, list | tuple):
             return [self.value(one, home, *keys, index) for index, one in enumerate(value)]
+        if value is UNKNOWN:
+            return value
         if value is not None and not isinstance(value, bool | int | float):  # YAML makes dates of texts
             self.recipe.wrong(f"is {str(value)!r}, which is neither text nor a number: write it in quotes", *keys)
             return UNKNOWN
         return value
 
+    def _refuse_same(self, written: list[Any], found: set[Any], *keys: Key) -> None:
+        """Where two keys of a mapping stand for the same one of the two would be lost."""
+        if len(found) < len(written) and UNKNOWN not in found:
+            self.recipe.wrong(
+                f"has keys that stand for the same, of {listed(map(str, written))}: give each once", *keys
+            )
+
     def _key(self, key: Any, home: Path, *keys: Key) -> Any:
         found = self._text(key, home, *keys) if isinstance(key, str) else key
-        if isinstance(found, list | dict):
-            self.recipe.wrong(f"has {key!r} for a key, which is {found!r}: give text", *keys)
+        if not isinstance(found, str | int | float | Output | Value | Joined):
+            self.recipe.wrong(f"has {str(key)!r} for a key, which is {found!r}: give text", *keys)
             return UNKNOWN
         return found
 
@@ -189,6 +216,8 @@ class _Planner:
             self.recipe.wrong(f"has {bad[0]!r} within a text: give it alone", *keys)
             return UNKNOWN
         if any(isinstance(one, Output | Value | Joined) for one in parts):
+            if any(".." in one.split("/") for one in parts if isinstance(one, str)):
+                self.recipe.wrong("leads out of the output of a step by '..': give that place itself", *keys)
             flat = (inner for one in parts for inner in (one.parts if isinstance(one, Joined) else [one]))
             return Joined(tuple(one if isinstance(one, Output | Value) else str(one) for one in flat))
         return Text("".join(map(str, parts)), parts[0].home if isinstance(parts[0], Text) else home, keys)

@@ -77,7 +77,8 @@ def run(
 def _refuse_other_content(folder: Path, name: str, recipe: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise EditError(f"{name} is a file: give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / STEPS).is_dir():
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
+    if there - {STEPS} and not {RUN, STEPS} <= there:
         raise EditError(f"{name} is not empty and holds no earlier run: give another folder")
     if (other := _recipe_of(folder)) not in (None, recipe):
         raise EditError(f"{name} holds a run of the recipe {other}: give another folder than for {recipe}")
@@ -180,9 +181,9 @@ def _looked_up(recipe: Recipe, plan: Plan, execution: Execution) -> tuple[list[A
 
 
 def _notes(recipe: Recipe, plan: Plan, execution: Execution) -> Iterator[str]:
-    if others := left_behind(recipe, plan.asked):
+    if left := left_behind(recipe, plan.asked):
         given = listed(name for name, one in recipe.settings.items() if one.given)
-        yield f"--set gives {given}, and not {listed(others)}, which stay the recipe's own: give all that belong together"
+        yield f"--set gives {given}, and not {listed(left)}, which stay the recipe's own: give all that belong together"
     if others := list(other_versions(execution.folder, plan)):
         versions = sorted({version for _, version in others})
         yield (
@@ -200,8 +201,14 @@ def _write(found: Mapping[str, Any], folder: Path) -> None:
     if found["table"] is not None:
         texts["table.json"] = json.dumps({"schema": TABLE, **found["table"]}, indent=2, ensure_ascii=False) + "\n"
         texts["table.csv"] = to_csv(found["table"])
-    for name, text in texts.items():
-        draft = folder / f".{name}.partial"
-        draft.write_bytes(text.encode("utf-8", "backslashreplace"))
-        draft.replace(folder / name)
-    write_page(found, folder)
+    try:
+        for name, text in texts.items():
+            draft = folder / f".{name}.partial"
+            draft.write_bytes(text.encode("utf-8", "backslashreplace"))
+            draft.replace(folder / name)
+        write_page(found, folder)
+    finally:
+        for draft in folder.glob(".*.partial"):
+            draft.unlink()
+    for name in {"table.json", "table.csv"} - texts.keys():
+        (folder / name).unlink(missing_ok=True)

@@ -9,6 +9,7 @@
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -66,6 +67,8 @@ def _taken(found: Sequence[Any], over: Sequence[str]) -> dict[str, Any]:
         others = f" (so in {len(lacking)} of {len(ones)} cells)" if len(ones) > 1 else ""
         return {**taken, "status": f"{lacking[0]}{others}"}
     taken |= {"n": len(each), "of": ", ".join(over)}
+    if any(_is_number(value) and not math.isfinite(value) for value in each):
+        return {**taken, "status": "unknown: one of the values is not finite"}
     if all(_is_number(value) for value in each):
         return {**taken, "value": fmean(each), "sd": stdev(each) if len(each) > 1 else None}
     counts = Counter(map(_said, each))

@@ -1,6 +1,6 @@
 """Words and rules that an argument may be: read before anything runs, by what the functions read them with.
 
->>> misread("diff", "fail_if", ["changed > 1 %", "l3 > 2"])[:52]
+>>> misread("diff", "fail_if", ["l2 > 2", "l3 > 2"])[:53]
 "is 'l3 > 2': unknown measure 'l3' in the rule 'l3 > 2"
 >>> misread("unlearn", "method", "npo+gd"), misread("negate", "alpha", 1.0)
 (None, None)
