@@ -37,7 +37,7 @@ ROOMS = {  # room -> what it may import besides itself
     "sweeps": "errors names arithmetic checkpoint masks vectors diffing patching training localization editing evaluation",
     "verification": "errors names arithmetic checkpoint masks vectors diffing patching training localization merging adapters "
     "editing evaluation unlearning attacks sweeps",
-    "recipes": "errors names arithmetic checkpoint diffing localization merging sweeps",
+    "recipes": "errors names arithmetic checkpoint diffing localization merging editing evaluation unlearning sweeps",
     "demo": "errors names arithmetic checkpoint training editing sweeps recipes",
 }
 HEAVY = {"torch", "transformers", "peft", "matplotlib", "datasets", "scipy", "jinja2", "huggingface_hub", "accelerate"}
