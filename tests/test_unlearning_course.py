@@ -10,9 +10,9 @@ import torch
 
 from editkit.errors import EditError
 from editkit.training.encoding import Tokens
-from editkit.unlearning.course import DEFAULT_RULE, Course, Pool, Progressed
+from editkit.unlearning.course import Course, Pool, Progressed
 from editkit.unlearning.methods import Phase, method
-from editkit.unlearning.rules import parse
+from editkit.unlearning.rules import DEFAULT_RULE, parse
 
 PLAIN = (Phase("unlearn", "ga"),)
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 3
 """Points in a row below the floor after which a run ends, if retention has not risen from the first of them to the last."""
-DEFAULT_RULE = "ma(forget) <= level"
 NEAR = 0.05
 """Memorization accuracy by which the level may be undercut."""
 HALVINGS = 4

@@ -24,6 +24,7 @@ from editkit.errors import EditError, listed
 
 Values = Mapping[str, float | None]
 
+DEFAULT_RULE = "ma(forget) <= level"
 GRAMMAR = "STAT(SET) <|<=|>|>= NUMBER[x|%]|level [and ...]"
 LEVELLED = ("ma", "ma_max", "ma_p95")
 """What can be compared with `level`."""

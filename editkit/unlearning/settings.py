@@ -8,10 +8,9 @@ from typing import Any
 from editkit.errors import EditError, listed
 from editkit.training.devices import unfit
 from editkit.training.finetune import default_lr
-from editkit.unlearning.course import DEFAULT_RULE
 from editkit.unlearning.methods import NAMES, Method, composed, method
 from editkit.unlearning.objectives import FORGET, RETAIN, Objective
-from editkit.unlearning.rules import Rule, parse
+from editkit.unlearning.rules import DEFAULT_RULE, Rule, parse
 
 STEPS = 100
 """Most steps of a phase, or as many as 5 passes over the forget set take if that is more; the stop rule ends most runs earlier."""
