@@ -21,7 +21,7 @@ SETS, ROWS = 4, 50
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("work", type=Path)
-    options.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
+    options.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
