@@ -62,6 +62,15 @@ def test_an_input_that_changes_while_it_is_read_is_not_kept(here, monkeypatch):
     assert l2(editkit.run(recipe({"d": DIFF}, table=L2), "out")) == 3.0
 
 
+def test_two_keys_from_the_results_of_two_steps_are_two(here):
+    steps = {
+        "a": {"inspect": {"source": "base"}},
+        "b": {"inspect": {"source": "tuned"}},
+        "m": {"merge": {"base": "base", "vectors": {"${a: name}": 1.0, "${b: name}": 1.0}}},
+    }
+    assert editkit.run(recipe(steps), "out", dry_run=True)["exit_code"] == 0
+
+
 @pytest.mark.parametrize("other", ["tuned", "./tuned"])
 def test_two_keys_that_stand_for_the_same_are_refused(here, other):
     merge = {"merge": {"base": "base", "vectors": {"${first}": 1.0, "${second}": 1.0}}}

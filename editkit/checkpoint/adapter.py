@@ -197,12 +197,9 @@ def _modules(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, 
         try:
             rank, scale = _rank_and_scale(module, config)
         except (re.error, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-            pattern = isinstance(error, re.error)
-            why = (
-                f"a pattern is no regular expression, {error}"
-                if pattern
-                else "r and lora_alpha must be numbers, r above 0"
-            )
+            why = "r and lora_alpha must be numbers, r above 0"
+            if isinstance(error, re.error):
+                why = f"a pattern is no regular expression, {error}"
             problems.append(f"{CONFIG} gives no rank and scale for {module}: {why}")
             continue
         if not a.shape[0] == b.shape[1] == rank:

@@ -180,7 +180,7 @@ class _Planner:
             return self._text(value, home, *keys)
         if isinstance(value, Mapping):
             found = {self._key(key, home, *keys): self.value(one, home, *keys, key) for key, one in value.items()}
-            self._refuse_same(list(value), {getattr(key, "path", key) for key in found}, *keys)
+            self._refuse_same(list(value), set(found), *keys)
             return found
         if isinstance(value, list | tuple):
             return [self.value(one, home, *keys, index) for index, one in enumerate(value)]
