@@ -2,8 +2,9 @@
 
 import pytest
 
-from editkit.unlearning.report import warnings
+from editkit.unlearning.report import over_forgotten, warnings
 from editkit.unlearning.rules import parse
+from editkit.unlearning.watch import Level
 
 
 def task(outcome, chosen, *points, ended="40 steps"):
@@ -35,6 +36,16 @@ SAID = [
 @pytest.mark.parametrize(("rules", "one", "said"), SAID)
 def test_a_warning_says_where_a_run_ended_why_and_what_is_kept(rules, one, said):
     assert warnings([one], rules, "unseen", True, 0.95) == ([] if said is None else [f"forget: {said}"])
+
+
+def test_what_ends_below_the_measured_level_of_never_seen_text_is_over_forgotten():
+    row = {"quantity": "ma", "after": {"value": 0.10}}
+    result = [{**row, "set": "one"}, {**row, "set": "two"}, {**row, "set": "retain"}]
+    levels = {"one": Level(0.16, 8, 0.1, "reference"), "two": Level(0.14, 8, 0.1, "unseen")}  # 0.06 and 0.04 above
+    assert over_forgotten(result, levels) == [
+        "one is over-forgotten: MA 0.10 (n = 8), and 0.16 where it was never seen; that can be told from outside"
+    ]
+    assert over_forgotten(result, {"one": Level(0.33, 8, None, "assumed")}) == []
 
 
 def test_what_nobody_measured_is_warned_of():

@@ -25,7 +25,7 @@ from editkit.masks.mask import Mask
 from editkit.training.data import Examples
 from editkit.training.devices import precision
 from editkit.unlearning.processes import Processes
-from editkit.unlearning.report import SCHEMA, result_rows, warnings
+from editkit.unlearning.report import SCHEMA, over_forgotten, result_rows, warnings
 from editkit.unlearning.run import LOOKED, Done, Run, tasks_of
 from editkit.unlearning.saving import EDITED, Saved, save
 from editkit.unlearning.settings import Settings
@@ -183,6 +183,7 @@ class Job:
         settings = self.settings
         method = settings.method
         first = self.tasks[0]
+        result = result_rows(done.before, after, reference, settings.seed)
         return {
             "schema": SCHEMA,
             "editkit": __version__,
@@ -205,11 +206,12 @@ class Job:
             "level": levels[first].described(),
             "tasks": done.tasks,
             "trajectory": done.trajectory if len(done.tasks) > 1 else None,
-            "result": result_rows(done.before, after, reference, settings.seed),
+            "result": result,
             "controls": [],
             "changed": {"elements": saved.elements, "share": saved.elements / saved.of, "of": saved.of},
             "warnings": [
                 *warnings(done.tasks, settings.rules, levels[first].origin, RETAIN in self.sets, settings.floor),
+                *over_forgotten(result, levels),
                 *self._overlaps(),
             ],
         }

@@ -8,8 +8,9 @@ import numpy as np
 from editkit.evaluation.metrics.exposure import gen_exposure
 from editkit.evaluation.metrics.statistics import summary
 from editkit.evaluation.metrics.tofu import probability
+from editkit.unlearning.course import NEAR
 from editkit.unlearning.rules import Rule
-from editkit.unlearning.watch import Columns
+from editkit.unlearning.watch import Columns, Level
 
 SCHEMA = "editkit.unlearning/1"
 QUANTITIES = {
@@ -64,6 +65,16 @@ def warnings(
             f"without a retain set nothing watches what else is lost: give --retain, so that a run stops below {floor:.0%} of it"
         )
     return found
+
+
+def over_forgotten(result: Sequence[Mapping[str, Any]], levels: Mapping[str, Level]) -> list[str]:
+    """Forget sets that the saved model knows less of than one that never saw them, which shows that something was there."""
+    ends = {row["set"]: row["after"]["value"] for row in result if row["quantity"] == "ma"}
+    return [
+        f"{name} is over-forgotten: MA {ends[name]:.2f} (n = {one.n}), and {one.ma:.2f} where it was never seen; that can be told from outside"
+        for name, one in levels.items()
+        if one.origin != "assumed" and ends[name] < one.ma - NEAR
+    ]
 
 
 def _stopped(task: Mapping[str, Any], ruled: bool, floor: float) -> str:
