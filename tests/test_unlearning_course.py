@@ -232,7 +232,10 @@ def test_every_step_and_every_point_has_a_line_and_is_told():
     assert [told[1:] for told in walker.said] == [(line["step"], 3) for line in found.lines]
 
 
-TAU = (Phase("ascend", "ga", selective=True, until="ma(forget) <= 0.5"), Phase("learn", "learn", negated=True))
+TAU = (
+    Phase("ascend", "ga", selective=True, until="ma(forget) <= 0.5"),
+    Phase("learn", "learn", negated=True, pace=0.3),
+)
 
 
 def test_the_phases_of_tau_are_those_that_the_procedure_is_tested_with():

@@ -225,6 +225,20 @@ def test_only_what_a_glob_names_moves(tmp_path):
     assert {name for name, one in there.items() if one.any()} == {name for name in there if ".1.mlp." in name}
 
 
+@pytest.mark.parametrize(("lr", "ratio"), [(None, 0.3), (1e-3, 1.0)])
+def test_tau_learns_more_slowly_than_it_ascends_unless_the_rate_is_given(tmp_path, monkeypatch, lr, ratio):
+    rates = []
+
+    class Noted(Stepper):
+        def __init__(self, *arguments, lr, **settings):
+            rates.append(lr)
+            super().__init__(*arguments, lr=lr, **settings)
+
+    monkeypatch.setattr("editkit.unlearning.run.Stepper", Noted)
+    run(tmp_path, method="tau", lr=lr, steps=2, eval_every=2)
+    assert len(rates) == 2 and rates[1] / rates[0] == pytest.approx(ratio)
+
+
 def test_tau_saves_the_negated_weights(tmp_path):
     """What is written lies on the far side of what was learned: its loss on the forget set is above, that of learning below."""
     report = run(tmp_path, method="negation", alpha=2.0, model=PLACE() / "new", **AT_ONCE)

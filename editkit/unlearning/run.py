@@ -216,8 +216,9 @@ class Run:
         terms = [self._term(FORGET, FORGET_LOSSES[phase.forget], settings.forget_weight)]
         if (kept := RETAIN_LOSSES[settings.method.retain]) and not phase.negated:
             terms.append(self._term(RETAIN, kept, settings.retain_weight))
+        pace = phase.pace if settings.lr is None else 1.0
         return Stepper(
-            learner, parameters, fixed, terms, lr=self.rate(parameters, fixed), weight_decay=settings.weight_decay,
+            learner, parameters, fixed, terms, lr=pace * self.rate(parameters, fixed), weight_decay=settings.weight_decay,
             grad_accum=settings.grad_accum, rectify=settings.rectify, processes=self.processes,
         )  # fmt: skip
 
