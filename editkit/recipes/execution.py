@@ -15,7 +15,7 @@ from editkit.recipes.arguments import Joined, Output, Place, Value, fitted, misf
 from editkit.recipes.calls import RESULT, Stage, Work, kept, perform, result_of
 from editkit.recipes.engines import Submit, lost, threads_of
 from editkit.recipes.functions import output_name, parameters
-from editkit.recipes.plan import Call, Plan, shown
+from editkit.recipes.plan import Call, Plan, shown, within
 from editkit.recipes.vocabulary import misread
 
 Record = dict[str, Any]
@@ -202,12 +202,8 @@ def _paths(value: Any, known: Container[Path]) -> Iterator[Path]:
     """The files and folders that a value names; of MODEL+ADAPTER both."""
     if isinstance(value, Place):
         yield from (path for path in map(Path, [value.path, *value.path.split("+")]) if path in known)
-    elif isinstance(value, Mapping):
-        for inner in [*value, *value.values()]:
-            yield from _paths(inner, known)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _paths(inner, known)
+    for inner in within(value):
+        yield from _paths(inner, known)
 
 
 def _nothing() -> Record:

@@ -266,11 +266,12 @@ def _later(value: Any) -> Iterator[Output | Value]:
     """What of other calls a value needs."""
     if isinstance(value, Output | Value):
         yield value
-    for inner in _within(value):
+    for inner in within(value):
         yield from _later(inner)
 
 
-def _within(value: Any) -> list[Any]:
+def within(value: Any) -> list[Any]:
+    """The values that a value is made of, keys too; of a plain one none."""
     if isinstance(value, Joined):
         return list(value.parts)
     if isinstance(value, Mapping):

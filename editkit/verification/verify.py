@@ -148,7 +148,6 @@ def _inputs(
     data = [(DATA, DATA, {DATA: record[DATA]})] if isinstance(record.get(DATA), str) else []
     shown_as = {role: name if role == name else f"{role} ({name})" for role, name, _ in [*claimed, *data]}
     names = {name for role, name, _ in [*claimed, *data] for name in (role, name)}
-    roles = {role for role, _, _ in [*claimed, *data]}
     vectors = [role for role in shown_as if role.startswith("vector ")]
     if TUNED in given and TUNED not in names and len(vectors) == 1:
         given = {vectors[0] if name == TUNED else name: place for name, place in given.items()}
@@ -157,7 +156,7 @@ def _inputs(
             f"{layout.label} was not made from {listed(unknown)}: its inputs are {listed(shown_as.values()) or 'none'}"
         )
     for role, name, files in [*claimed, *data]:
-        place, shown = given.get(role, None if name in roles else given.get(name)), shown_as[role]
+        place, shown = given.get(role, None if name in shown_as else given.get(name)), shown_as[role]
         if place is None:
             found = _nearby(layout, role, name, files) if role != DATA else None
             if found is None:
