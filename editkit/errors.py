@@ -7,6 +7,7 @@ editkit.errors.EditError: model.safetensors is truncated: copy it again
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class EditError(Exception):
@@ -38,6 +39,17 @@ def listed(items: Iterable[object], limit: int = 20) -> str:
     texts = [str(item) for item in items]
     shown = ", ".join(texts[:limit])
     return shown if len(texts) <= limit else f"{shown} and {len(texts) - limit} more"
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """The nearest of the known names, or all of them.
+
+    >>> meant("unlern", ["unlearn", "diff"]), meant("x", ["unlearn", "diff"]), meant("x", [])
+    ('did you mean unlearn?', 'there are unlearn, diff', 'there are none')
+    """
+    known = list(known)
+    near = get_close_matches(str(name), known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {listed(known, 60) or 'none'}"
 
 
 def first_line(error: BaseException) -> str:

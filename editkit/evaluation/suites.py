@@ -10,13 +10,12 @@ Definitions are in `metrics/`, one file per paper. The version changes when the 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
-from editkit.errors import EditError, listed
+from editkit.errors import EditError, listed, meant
 from editkit.evaluation.metrics import closer_look, exposure, memorization, tofu
 
 Columns = Mapping[str, Any]
@@ -206,9 +205,8 @@ def chosen(suites: Sequence[str] = (), metrics: Sequence[str] = ()) -> list[Metr
 
     for glob in metrics:
         if not any(fnmatchcase(name, glob) for one in METRICS for name in (one.id, one.id.partition("@")[0])):
-            near = get_close_matches(glob.partition("@")[0], [one.id.partition("@")[0] for one in METRICS], n=1)
-            meant = f"did you mean {near[0]}?" if near else f"there are {listed((one.id for one in METRICS), limit=60)}"
-            raise EditError(f"--metrics {glob!r} names no metric: {meant}")
+            known = dict.fromkeys(one.id.partition("@")[0] for one in METRICS)
+            raise EditError(f"--metrics {glob!r} names no metric: {meant(glob.partition('@')[0], known)}")
     return [one for one in METRICS if asked(one)]
 
 

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from editkit.arithmetic.dtypes import DTYPES
-from editkit.errors import EditError, listed
+from editkit.errors import EditError, listed, meant
 from editkit.merging.document import Document, Key
 from editkit.merging.method import Method
 from editkit.merging.methods import REGISTRY
@@ -125,9 +125,7 @@ class _Reader:
         if name is None:
             self.wrong(f"merge_method is missing: there are {listed(REGISTRY)}")
         elif str(name) not in REGISTRY:
-            near = get_close_matches(str(name), REGISTRY, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"there are {listed(REGISTRY)}"
-            self.wrong(f"is {name!r}, which is no method: {meant}", "merge_method")
+            self.wrong(f"is {name!r}, which is no method: {meant(name, REGISTRY)}", "merge_method")
         return REGISTRY.get(str(name))
 
     def _slices(self, data: Mapping[str, Any]) -> list[Slice]:
@@ -200,8 +198,8 @@ class _Reader:
             setting = self.method.model_settings.get(key) or self.method.settings.get(key)
             if setting is None and key not in _EVERY_SETTING:
                 near = get_close_matches(str(key), [*self.method.settings, *self.method.model_settings], n=1)
-                meant = f"did you mean {near[0]}?" if near else f"{self.method.label} has {self._own_settings()}"
-                self.problems.append(f"{place} is unknown: {meant}")
+                said = f"did you mean {near[0]}?" if near else f"{self.method.label} has {self._own_settings()}"
+                self.problems.append(f"{place} is unknown: {said}")
             elif setting is None:
                 self.idle.append(f"{place} has no effect on {self.method.label}")
             elif one_model and key not in self.method.model_settings:
@@ -225,10 +223,10 @@ class _Reader:
             elif key not in known.split():
                 near = get_close_matches(str(key), [*known.split(), *_EVERY_SETTING], n=1)
                 if near and near[0] in _EVERY_SETTING:
-                    meant = f"no place for a setting: give {near[0]} under parameters"
+                    said = f"no place for a setting: give {near[0]} under parameters"
                 else:
-                    meant = "unknown: " + (f"did you mean {near[0]}?" if near else f"there are {listed(known.split())}")
-                self.wrong(f"is {meant}", *keys, str(key))
+                    said = f"unknown: {meant(key, known.split())}"
+                self.wrong(f"is {said}", *keys, str(key))
 
     def _each(self, value: Any, keys: tuple[Key, ...]) -> Iterator[tuple[tuple[Key, ...], Mapping[str, Any]]]:
         if not isinstance(value, list) or not value:

@@ -9,13 +9,12 @@ Step(function='invent', arguments={'forget': 4})
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from editkit.errors import EditError, listed
+from editkit.errors import EditError, listed, meant
 from editkit.merging.document import Document, Key, read_document
 from editkit.recipes.functions import STEPS, parameters
 from editkit.recipes.references import NAME, parse, references
@@ -120,17 +119,6 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], given: Mappi
             _check_value(recipe, one.value, room, key)
     _check_matrix(recipe)
     return recipe
-
-
-def meant(name: object, known: Iterable[str]) -> str:
-    """The nearest of the known names, or all of them.
-
-    >>> meant("unlern", ["unlearn", "diff"]), meant("x", ["unlearn", "diff"]), meant("x", [])
-    ('did you mean unlearn?', 'there are unlearn, diff', 'there are none')
-    """
-    known = list(known)
-    near = get_close_matches(str(name), known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {listed(known, 40) or 'none'}"
 
 
 def _header(text: str) -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 
+from editkit.errors import meant
 from editkit.merging.document import Key
 from editkit.recipes import lookup
-from editkit.recipes.document import Recipe, meant
+from editkit.recipes.document import Recipe
 from editkit.recipes.functions import STEPS, output_name
 from editkit.recipes.references import Reference, references
 

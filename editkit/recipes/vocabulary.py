@@ -8,8 +8,7 @@
 
 from typing import Any
 
-from editkit.errors import EditError
-from editkit.recipes.document import meant
+from editkit.errors import EditError, meant
 
 
 def misread(function: str, argument: str, value: Any) -> str | None:
