@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from localized import one_thread, write  # noqa: F401
 from safetensors.torch import load_file, save_file
-from test_localization_gradients import one_thread, write  # noqa: F401
 from tiny_models import save_llama
 
 from editkit.attacks.attack import attack

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from localized import one_thread, write  # noqa: F401
 from sklearn.metrics import roc_auc_score, roc_curve
-from test_localization_gradients import one_thread, write  # noqa: F401
 from tiny_models import save_llama
 
 from editkit.attacks.membership import infer, scores, tell_themselves_apart

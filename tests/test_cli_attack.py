@@ -5,8 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 from editkit_cli.main import main
+from localized import one_thread  # noqa: F401
 from test_attacks_attack import build
-from test_localization_gradients import one_thread  # noqa: F401
 
 CPU = ["--device", "cpu"]
 

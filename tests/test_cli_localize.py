@@ -7,8 +7,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from editkit_cli.main import main
+from localized import FORGET, RETAIN, one_thread, sets, write  # noqa: F401
 from safetensors.torch import load_file, save_file
-from test_localization_gradients import FORGET, RETAIN, one_thread, sets, write  # noqa: F401
 from tiny_models import save_gpt2, save_llama, tokenizer
 
 from editkit.training.finetune import finetune

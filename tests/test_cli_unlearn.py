@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from editkit_cli.main import main
 from editkit_cli.progress import progress
 from editkit_cli.unlearn import FORGET_LOSSES, RETAIN_LOSSES, Shown, command
+from localized import one_thread, write  # noqa: F401
 from safetensors.torch import save_file
-from test_localization_gradients import one_thread, write  # noqa: F401
 from tiny_models import save_llama
 
 import editkit

@@ -8,10 +8,10 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+from localized import one_thread, write  # noqa: F401
 from safetensors.numpy import save_file
 from test_evaluation_similarity import save_nli
 from test_house import GROUP, ROOT, command
-from test_localization_gradients import one_thread, write  # noqa: F401
 from tiny_models import save_llama, save_tied_twice
 
 import editkit

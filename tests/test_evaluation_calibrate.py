@@ -4,8 +4,8 @@ from statistics import fmean
 
 import pytest
 import torch
+from localized import RETAIN, one_thread, write  # noqa: F401
 from safetensors.torch import load_file
-from test_localization_gradients import RETAIN, one_thread, write  # noqa: F401
 from tiny_models import save_llama
 
 import editkit

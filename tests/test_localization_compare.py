@@ -2,8 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from test_localization_gradients import no_pictures, one_thread, sets  # noqa: F401
-from test_localization_localize import chosen
+from localized import chosen, no_pictures, one_thread, sets  # noqa: F401
 from tiny_models import save_gpt2, save_llama, save_tied_twice
 
 from editkit.errors import EditError

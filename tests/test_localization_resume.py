@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from localized import no_pictures, one_thread, sets, write  # noqa: F401
 from safetensors.torch import load_file, save_file
-from test_localization_gradients import no_pictures, one_thread, sets, write  # noqa: F401
 from test_localization_localize import files
 from tiny_models import save_llama
 

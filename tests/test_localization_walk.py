@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from localized import one_thread, sets  # noqa: F401
 from safetensors.torch import load_file, save_file
-from test_localization_gradients import one_thread, sets  # noqa: F401
 from tiny_models import save_llama, save_tied_twice
 
 from editkit.errors import EditError

@@ -10,6 +10,7 @@ from editkit.merging.plan import Model
 from editkit.merging.planning import plan_merge
 from editkit.merging.rules import hits, number, resolve, truth
 
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     return three_models(tmp_path, monkeypatch)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from localized import FORGET, RETAIN, one_thread, sequence, write  # noqa: F401
 from safetensors.torch import load_file, save_file
 from test_evaluation_similarity import save_nli
-from test_localization_gradients import FORGET, RETAIN, one_thread, sequence, write  # noqa: F401
 from tiny_models import save_llama
 
 import editkit
