@@ -123,3 +123,30 @@ def report(rows, models=None, **parts):
 def several(n):
     """Labels and roles of n models: a base, a reference, and the rest."""
     return {"base": "base", "retain": "reference", **{f"edited-{i}": "model" for i in range(n - 2)}}
+
+
+def hostile(texts):
+    """A report and rows in which every text is one of `texts`."""
+    labels = dict(zip(texts, ("model", "reference", "base", *["model"] * 9), strict=False))
+    some = rows(labels, dict.fromkeys([*texts[:2], "forget", "retain"], 3))
+    for place, row in enumerate(some):
+        row["prompt"], row["answer"], row["generation"] = (texts[(place + i) % len(texts)] for i in range(3))
+    made = report(some, labels, warnings=texts, settings={text: text for text in texts})
+    for one, text in zip(made["metrics"], texts, strict=False):
+        one["label"] = one["meaning"] = one["source"] = text
+    for one in made["sets"]:
+        one["name"] = texts[0]
+    made["results"][-1]["status"], made["results"][-1]["value"] = f"skipped: {texts[1]}", None
+    made["distribution"] = {
+        "verdict": "unclear",
+        "auc": 0.5,
+        "ci_low": 0.4,
+        "ci_high": 0.6,
+        "n": 3,
+        "controls": 3,
+        "text": texts[2],
+    }
+    return made, some
+
+
+ROWS = rows()

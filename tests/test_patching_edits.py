@@ -1,9 +1,9 @@
 """Edits that train write a patch as well, and what they wrote is what their provenance claims."""
 
 import pytest
-from test_checkpoint_writer import tree
+from patched import REPORTS
+from sharded import tree
 from test_editing_forget import SETTINGS, data, model  # noqa: F401
-from test_patching_patch import REPORTS
 from test_unlearning_unlearn import AT_ONCE, PLACE, no_pictures, run  # noqa: F401
 
 import editkit

@@ -7,7 +7,7 @@ from hashlib import sha256
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_checkpoint_writer import model, tree
+from sharded import model, tree
 from tiny_models import save_llama
 
 import editkit
