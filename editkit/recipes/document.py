@@ -117,6 +117,8 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], given: Mappi
     for room, named in (("settings", recipe.settings), ("matrix", recipe.matrix)):
         for key, one in named.items():
             _check_value(recipe, one.value, room, key)
+    for key, step in recipe.steps.items():
+        _check_value(recipe, step.arguments, "steps", key, step.function)
     _check_matrix(recipe)
     return recipe
 

@@ -184,12 +184,7 @@ class _Planner:
             return found
         if isinstance(value, list | tuple):
             return [self.value(one, home, *keys, index) for index, one in enumerate(value)]
-        if value is UNKNOWN:
-            return value
-        if value is not None and not isinstance(value, bool | int | float):  # YAML makes dates of texts
-            self.recipe.wrong(f"is {str(value)!r}, which is neither text nor a number: write it in quotes", *keys)
-            return UNKNOWN
-        return value
+        return value if value is None or isinstance(value, bool | int | float) else UNKNOWN
 
     def _refuse_same(self, written: list[Any], found: set[Any], *keys: Key) -> None:
         """Where two keys of a mapping stand for the same one of the two would be lost."""
