@@ -44,8 +44,8 @@ _QUALITY = {
 }
 """Slowly, to a little above the level of never-seen text, where the truth ratios are most like those of a model that never saw it."""
 METHODS: dict[str, dict[str, Any]] = {
-    "me+gd": {}, "npo+gd": {}, "ga+gd": {}, "ga": {}, "ga+kl": {}, "simnpo+gd": {}, "idk+gd": {}, "idk+ap": {}, "dpo+gd": {}, "wga+gd": {},
-    "undial+gd": {}, "rmu+rmu": {}, "sga": {}, "tau": {}, "negation": {}, "memflex": {}, "memflex with controls": {"method": "memflex", "control": True},
+    "me+gd": {}, "npo+gd": {}, "ga+gd": {}, "ga": {}, "ga+kl": {}, "idk+gd": {}, "idk+ap": {}, "dpo+gd": {}, "wga+gd": {},
+    "undial+gd": {}, "rmu+rmu": {}, "sga": {}, "tau": {}, "negation": {}, "memflex": {"control": True},
     "npo+gd, slowly": {"method": "npo+gd", **_QUALITY}, "simnpo+gd, slowly": {"method": "simnpo+gd", "beta": 0.5, **_QUALITY},
     "npo+kl, slowly": {"method": "npo+kl", **_QUALITY},
 }  # fmt: skip
