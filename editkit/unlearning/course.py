@@ -128,8 +128,6 @@ class Course:
             ended = ""
             if not at.points:
                 best, ended = self._point(at, phase, start, best, [])
-            elif not at.in_phase:
-                ended = self._ended(at, phase)
             if ended:
                 at.ends.append({"name": phase.name, "steps": 0, "ended": f"{ended} before the first step"})
                 break
@@ -197,8 +195,9 @@ class Course:
             if aim and best is not None and self._crossed(at, aim) and (landed := self._landed(best, aim)):
                 mix, values = landed
                 self._noted(at, values, [], mix)
-                at.outcome = "reached" if phase.until is None else None
-                ended = aim.text
+                held = next((rule for rule in self.rules if rule.holds(values, self.start, self.level)), None)
+                at.outcome = "reached" if held else None
+                ended = (held or aim).text
             reached = at.outcome == "reached" and self._kept(values)
             if reached or at.best is None or self._order(values) <= self._order(at.points[at.best]["values"]):
                 at.best, best = len(at.points) - 1, copied(self.parameters, "cpu")
@@ -235,13 +234,24 @@ class Course:
         self.say(at.lines[-1], at.in_phase, self.most)
 
     def _aim(self, phase: Phase) -> Rule | None:
-        """The rule that says how far to forget: ours for the phase, else the first one that begins with ma(forget) below a number."""
-        if phase.until is not None:
-            return parse(phase.until) if self.rests else None
+        """The rule that says how far to forget: that of the phase, or, if that is met first, the run's."""
+        aims = [rule for rule in (self._goal(), self._until(phase) if self.rests else None) if rule]
+        return max(aims, key=self._target, default=None)
+
+    def _goal(self) -> Rule | None:
+        """The first rule of the run that begins with ma(forget) below a number."""
         below = (
             rule for rule in self.rules if rule.terms[0].name == "ma(forget)" and rule.terms[0].relation in ("<", "<=")
         )
         return next(below, None)
+
+    def _until(self, phase: Phase) -> Rule | None:
+        """The rule that ends a phase before the run's own: so much of the way from the start is left to where the run ends."""
+        if phase.left is None:
+            return None
+        goal = self._goal()
+        end = self.level if goal is None else self._target(goal)
+        return parse(f"ma(forget) <= {end + phase.left * max(_number(self.start.get('ma(forget)')) - end, 0):.2f}")
 
     def _target(self, rule: Rule) -> float:
         """The memorization accuracy that a rule asks for."""
@@ -302,14 +312,14 @@ class Course:
         values = at.points[-1]["values"]
         kept = self._kept(values)
         # Ours says what a model should be like, before any step too; those that were asked for say what steps should do.
-        asked = (phase.until is None or not at.in_phase) and kept if self.by_default else at.in_phase
+        asked = kept if self.by_default else at.in_phase
         for rule in self.rules if asked else ():
             if rule.holds(values, self.start, self.level):
                 at.outcome = "reached" if kept else "stopped"
                 return rule.text
         if not at.in_phase:
             return ""
-        until = None if phase.until is None else parse(phase.until)
+        until = self._until(phase)
         if until and until.holds(values, self.start, self.level) and (kept or not self.rests):
             return until.text
         recent = [point["values"] for point in at.points[-PATIENCE:] if point["phase"] == at.phase]

@@ -18,15 +18,15 @@ from editkit.unlearning.objectives import FORGET, RETAIN
 class Phase:
     """Steps with one forget loss. negated: what is evaluated and saved is anchor - alpha * (w - start of the phase).
 
-    selective: only the examples take part that are still memorised, see `selection.py`. until: the rule that ends it, None for the run's own. pace: of the default
-    learning rate.
+    selective: only the examples take part that are still memorised, see `selection.py`. left: it ends where this share of the way from the MA at the start
+    to that where the run ends is left, None for the run's own end. pace: of the default learning rate.
     """
 
     name: str
     forget: str
     negated: bool = False
     selective: bool = False
-    until: str | None = None
+    left: float | None = None
     pace: float = 1.0
 
 
@@ -58,7 +58,7 @@ NAMED = (
     Method("sga", "SGA", "arXiv 2405.03097", "{loss}, F the examples with MA ≥ 0.7 and the most memorised one", (_SGA,), "gd",
            paper=(("lr", 5e-5), ("epochs", 150), ("batch_size", 128), ("stop", "ma(forget) <= 0.33"))),
     Method("tau", "TAU", "arXiv 2405.03097", "θ₀ − α (θₜ − θ₀): SGA by {loss} gives θ₀, fine-tuning on F gives θₜ",
-           (replace(_SGA, until="ma(forget) <= 0.5"), Phase("learn", "learn", negated=True, pace=0.3)), "gd", alpha=1.0,
+           (replace(_SGA, left=0.25), Phase("learn", "learn", negated=True, pace=0.3)), "gd", alpha=1.0,
            paper=(("lr", 5e-5), ("epochs", 150), ("batch_size", 128), ("stop", "ma(forget) <= 0.33"))),
     Method("negation", "Negation", "arXiv 2212.04089", "θ₀ − α (θₜ − θ₀): fine-tuning on F gives θₜ",
            (Phase("learn", "learn", negated=True),), alpha=1.0, paper=(("alpha", 3.0), ("lr", 5e-5), ("epochs", 150), ("stop", "ma(forget) <= 0.33"))),
