@@ -20,7 +20,7 @@ from .reporting import show
 FORGET_LOSSES = ("ga", "sga", "npo", "simnpo", "dpo", "idk", "me", "max-entropy", "rmu", "wga", "undial")
 RETAIN_LOSSES = ("none", "gd", "kl", "ap", "rmu")
 COUNT = click.IntRange(min=1)
-TRAINING = ("unlearn", "control")
+TRAINING = ("unlearn", "random mask", "all parameters")
 
 
 @click.command(
@@ -170,9 +170,15 @@ class Shown:
             self._losses = self._losses if found["step"] else ""
             self._look = _told({"MA": values["ma(forget)"], "retention": values["retention"]})
             if not self._quiet:
-                line(f"{self._name}, step {found['step']}: {self._text()}")
+                line(f"{self._where(found)}: {self._text()}")
         else:
             self._losses = f"loss: {_told({role: found.get(f'{role}_loss') for role in ('forget', 'retain')})}"
+
+    def _where(self, found: Mapping[str, Any]) -> str:
+        """The run beside others, the set beside others, the phase and the step."""
+        names = [self._name if self._name != "unlearn" else "", found["task"] if found["task"] != "forget" else ""]
+        landed = ", landed" if found["mix"] is not None else ""
+        return ", ".join(filter(None, [*names, f"{found['phase']}, step {found['step']}{landed}"]))
 
     def _text(self) -> str:
         return "; ".join(filter(None, (self._losses, self._look)))

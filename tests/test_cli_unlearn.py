@@ -214,7 +214,15 @@ def test_ctrl_c_before_the_first_look_is_saved_leaves_nothing(workplace, monkeyp
 def test_of_several_processes_the_first_one_speaks(monkeypatch):
     def unlearn(*_, stage, observe, **__):
         with stage("unlearn") as advance:
-            observe({"step": 0, "phase": "unlearn", "values": {"ma(forget)": 1.0, "retention": None}})
+            observe(
+                {
+                    "task": "forget",
+                    "phase": "unlearn",
+                    "step": 0,
+                    "mix": None,
+                    "values": {"ma(forget)": 1.0, "retention": None},
+                }
+            )
             assert (advance is None) == (rank == "2")
         return {} if rank == "2" else {"warnings": []}
 
@@ -259,17 +267,36 @@ def test_help_imports_nothing_heavy():
     assert "--forget-loss" in ran.stdout and not {"torch", "numpy"} & {*ran.stdout.split("LOADED")[1].split()}
 
 
+LOOK = {"task": "forget", "phase": "unlearn", "mix": None}
+
+
+@pytest.mark.parametrize(
+    ("stage", "told", "where"),
+    [
+        ("unlearn", {}, "unlearn, step 4"),
+        ("unlearn", {"phase": "ascend", "mix": 0.75}, "ascend, step 4, landed"),
+        ("unlearn", {"task": "forget 2"}, "forget 2, unlearn, step 4"),
+        ("random mask", {}, "random mask, unlearn, step 4"),
+    ],
+)
+def test_a_look_says_of_what_it_is(capsys, stage, told, where):
+    shown = Shown(quiet=False)
+    with shown.stage(stage):
+        shown.observe({**LOOK, **told, "step": 4, "values": {"ma(forget)": 0.5, "retention": 0.875}})
+    assert f"{where}: MA 0.500, retention 0.875" in capsys.readouterr().err
+
+
 def test_a_bar_shows_losses_and_the_last_look(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     shown, states = Shown(quiet=False), []
     monkeypatch.setattr("rich.progress.Progress.update", lambda self, task, state, **_: states.append(state))
     with shown.stage("unlearn") as advance:
-        shown.observe({"step": 0, "values": {"ma(forget)": 1.0, "retention": None}})
+        shown.observe({**LOOK, "step": 0, "values": {"ma(forget)": 1.0, "retention": None}})
         advance(0, 8)
         shown.observe({"step": 1, "forget_loss": 2.25, "retain_loss": 0.5, "norm": 3.0})
         advance(1, 8)
         shown.observe({"step": 2, "retain_loss": 0.25, "norm": 3.0})
-        shown.observe({"step": 2, "values": {"ma(forget)": 0.5, "retention": 0.875}})
+        shown.observe({**LOOK, "step": 2, "values": {"ma(forget)": 0.5, "retention": 0.875}})
         advance(2, 8)
     assert [re.sub(r", \S+ steps/s", "", state) for state in states] == [
         "0 steps of 8 steps\nMA 1.000",

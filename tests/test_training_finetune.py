@@ -299,6 +299,21 @@ def test_models_that_cannot_be_trained_are_refused(tmp_path, data):
     assert "has no tokenizer" in refused(tmp_path, data)
 
 
+@pytest.mark.parametrize("decoder", [False, True])
+def test_an_encoder_is_refused_unless_its_config_says_that_it_decodes(tmp_path, decoder):
+    """Tokens of a masked language model see those after them, and so the answers."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertLMHeadModel(BertConfig(vocab_size=40, is_decoder=decoder, **sizes)).save_pretrained(tmp_path / "bert")
+    with open_checkpoint(tmp_path / "bert") as base:
+        if decoder:
+            assert load_model(base).config.is_decoder
+        else:
+            with pytest.raises(EditError, match="bert is a bert whose tokens see those after them: give a model that"):
+                load_model(base)
+
+
 def test_weights_without_a_place_in_the_files_are_refused_by_name(tmp_path):
     base, other = save_llama(tmp_path / "base"), save_llama(tmp_path / "tied", tied=True)
     model = load_model(open_checkpoint(base))

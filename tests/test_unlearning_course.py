@@ -110,7 +110,7 @@ def test_a_model_that_is_at_the_level_already_takes_no_step():
 def test_where_the_first_phase_reaches_the_level_the_second_takes_no_step(no_way_back):
     walker = Walker([(1, 1), (0.2, 1)], phases=TAU)
     found = walker.run()
-    assert [(one["name"], one["steps"]) for one in found.ends] == [("ascend", 2), ("learn", 0)]
+    assert [(one["name"], one["steps"]) for one in found.ends] == [("ascend", 2)]
     assert (found.outcome, found.best, walker.w.item()) == ("reached", 1, 12)
 
 
@@ -233,7 +233,7 @@ def test_every_step_and_every_point_has_a_line_and_is_told():
 
 
 TAU = (
-    Phase("ascend", "ga", selective=True, until="ma(forget) <= 0.5"),
+    Phase("ascend", "ga", selective=True, left=0.25),
     Phase("learn", "learn", negated=True, pace=0.3),
 )
 
@@ -245,7 +245,7 @@ def test_the_phases_of_tau_are_those_that_the_procedure_is_tested_with():
 @pytest.mark.parametrize(("original", "edited"), [(None, [11.0, 8.0]), (10.0, [7.0, 4.0])])
 def test_a_negated_phase_shows_and_saves_its_anchor_minus_alpha_times_what_was_learned(original, edited):
     """Ascent ends at 14. Learning goes to 16 and 18: 14 - 1.5 * 2 = 11 and 14 - 1.5 * 4 = 8; anchored at 10 that is 7 and 4."""
-    script = [(1, 1), (0.7, 1), (0.5, 1), (0.4, 1), (0.3, 1)]
+    script = [(1, 1), (0.7, 1), (0.45, 1), (0.4, 1), (0.3, 1)]
     anchor = None if original is None else {"w": torch.tensor([original])}
     walker = Walker(script, phases=TAU, alpha=1.5, original=anchor)
     found = walker.run()
@@ -280,12 +280,27 @@ def test_the_learned_weights_come_back_bit_for_bit():
         assert one == pytest.approx(0.1 - 0.3 * (other.item() - 0.1), abs=1e-6)
 
 
-def test_the_until_of_a_phase_ends_it_whatever_the_rules_of_the_run():
-    walker = Walker([(1, 1), (0.5, 1), (0.6, 1), (0.2, 1)], phases=TAU, rules=[parse("ma(forget) < 0.3")])
-    found = walker.run()
+@pytest.mark.parametrize(("end", "first"), [("0.2", "0.40"), ("0.33", "0.50"), ("0.8", "0.85")])
+def test_the_first_phase_of_tau_ends_a_quarter_of_the_way_above_the_end_of_the_run(end, first):
+    """0.2 + 0.8 / 4; 0.33 + 0.67 / 4 = 0.4975, with an end of 0.33 as in the paper, which says 0.5; 0.8 + 0.2 / 4."""
+    script = [(1, 1), (float(first), 1), (0.9, 1), (float(end) - 0.01, 1)]
+    found = Walker(script, phases=TAU, rules=[parse(f"ma(forget) < {end}")]).run()
     assert [(one["name"], one["steps"], one["ended"]) for one in found.ends] == [
-        ("ascend", 2, "ma(forget) <= 0.5"), ("learn", 4, "ma(forget) < 0.3"),
+        ("ascend", 2, f"ma(forget) <= {first}"), ("learn", 4, f"ma(forget) < {end}"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "ended"), [("ma(retain) < 0.99x", True), ("ma(retain) < 0.97x", False)])
+def test_a_rule_that_holds_where_the_first_phase_lands_ends_the_run(rule, ended):
+    """0.3 + 0.7 / 4 = 0.475 is passed from 1 to 0.2; an MA of 0.45 is 11/16 of the way, and 0.9725 of the retain set is left there."""
+    walker = Walker(
+        of=lambda w: (1 - 0.4 * (w - 10), 1 - 0.02 * (w - 10)), phases=TAU, rests=True, rules=[parse(rule)],
+        by_default=False, most=2,
+    )  # fmt: skip
+    found = walker.run()
+    assert (found.points[2]["mix"], found.points[2]["values"]["ma(forget)"]) == (0.6875, pytest.approx(0.45))
+    assert (found.outcome == "reached", len(found.ends) == 1) == (ended, ended)
+    assert found.ends[0]["ended"] == (rule if ended else "ma(forget) <= 0.47")
 
 
 def test_a_collapse_in_the_first_phase_ends_the_run():
@@ -310,7 +325,7 @@ def test_examples_are_selected_anew_at_every_look():
 
 
 def test_the_phase_after_a_selective_one_takes_all_examples():
-    walker = Walker([(1, 1), (0.5, 1), (0.9, 1)], phases=TAU, mas=[[0.9, 0.1, 0.1, 0.1]], most=4)
+    walker = Walker([(1, 1), (0.45, 1), (0.9, 1)], phases=TAU, mas=[[0.9, 0.1, 0.1, 0.1]], most=4)
     found = walker.run()
     drawn = [batch["forget"] for batch in walker.taken]
     assert drawn[:2] == [[0]] * 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from editkit.unlearning.report import over_forgotten, warnings
+from editkit.unlearning.report import below_floor, over_forgotten, warnings
 from editkit.unlearning.rules import parse
 from editkit.unlearning.watch import Level
 
@@ -39,15 +39,30 @@ def test_a_warning_says_where_a_run_ended_why_and_what_is_kept(rules, one, said)
 
 
 def test_what_ends_below_the_measured_level_of_never_seen_text_is_over_forgotten():
-    row = {"quantity": "ma", "after": {"value": 0.10}}
+    row = {"quantity": "ma", "after": {"value": 0.10, "n": 5}}
     result = [{**row, "set": "one"}, {**row, "set": "two"}, {**row, "set": "retain"}]
     levels = {"one": Level(0.16, 8, 0.1, "reference"), "two": Level(0.14, 8, 0.1, "unseen")}  # 0.06 and 0.04 above
     assert over_forgotten(result, levels) == [
-        "one is over-forgotten: MA 0.10 (n = 8), and 0.16 where it was never seen; that can be told from outside"
+        "one is over-forgotten: MA 0.10 (n = 5), and 0.16 (n = 8) where it was never seen; that can be told from outside"
     ]
     assert over_forgotten(result, {"one": Level(0.33, 8, None, "assumed")}) == []
+
+
+def test_files_that_keep_less_than_the_floor_are_warned_of():
+    """0.75 of 0.8 is 0.9375."""
+    rows = [
+        {"set": name, "quantity": quantity, "before": {"value": 0.8, "n": 40}, "after": {"value": 0.75, "n": 40}}
+        for name in ("forget", "retain")
+        for quantity in ("ma", "accuracy")
+    ]
+    [said] = below_floor(rows, 0.95)
+    assert said.startswith(
+        "the files that were written keep 0.938 of the MA on the retain set (n = 40), and the floor is 0.95"
+    )
+    assert below_floor(rows, 0.93) == []
 
 
 def test_what_nobody_measured_is_warned_of():
     level, kept = warnings([{**ABOVE, "outcome": "reached"}], RULE, "assumed", False, 0.95)
     assert "is assumed (MA 0.33): give --reference or --unseen" in level and "without a retain set" in kept
+    assert warnings([{**ABOVE, "outcome": "reached"}], [parse("ma(forget) <= 0.3")], "assumed", True, 0.95) == []

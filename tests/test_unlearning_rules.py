@@ -3,7 +3,7 @@
 import pytest
 
 from editkit.errors import EditError
-from editkit.unlearning.rules import Term, check, parse
+from editkit.unlearning.rules import Term, check, parse, parse_all
 
 START = {"ma(forget)": 1.0, "ma_max(forget)": 1.0, "ppl(retain)": 4.0, "nll(retain)": None, "ma(forget 2)": 0.8}
 NOW = {
@@ -125,6 +125,11 @@ def test_all_unknown_quantities_of_all_rules_are_refused_with_what_there_is():
         "--stop: this run does not measure ma_mx(forget) (did you mean ma_max(forget)?), zz(q), "
         "ppl(retian) (did you mean ppl(retain)?): there are ma(forget), ma_max(forget), ppl(retain)"
     )
+
+
+def test_all_rules_that_are_none_are_said_at_once():
+    with pytest.raises(EditError, match=r"--stop 'bar < 1' is no rule: .*; --stop 'ma\(forget\)' is no rule: "):
+        parse_all(["bar < 1", "ma(forget) < 1", "ma(forget)"])
 
 
 def test_known_quantities_pass():

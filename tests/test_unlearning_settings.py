@@ -99,6 +99,7 @@ def test_the_learning_rate_falls_with_the_width():
 WRONG = [
     ({"name": "npo+gd", "forget_loss": "ga"}, r"--method npo\+gd and --forget-loss ga both say what to do"),
     ({"name": "npo+dg"}, r"there is no method 'npo\+dg' \(did you mean npo\+gd\?\)"),
+    ({"name": "nppo"}, r"there is no method 'nppo' \(did you mean npo\?\)"),
     ({"name": "learn"}, "there is no method 'learn'"),
     ({"forget_loss": "nop"}, r"there is no method 'nop\+gd'"),
     ({"forget_loss": "npo", "retain_loss": "dg"}, "dg"),

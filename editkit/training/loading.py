@@ -83,10 +83,11 @@ def load_tokenizer(base: Checkpoint) -> Any:
 def load_model(base: Checkpoint, dtype: str = "float32") -> Any:
     """The causal language model in `base`, held in `dtype` in main memory.
 
-    Raises EditError where transformers cannot load it, and lists all weights that the files lack.
+    Raises EditError where transformers cannot load it, where it is an encoder, and lists all weights that the files lack.
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     config = load_config(base)
     with quiet_transformers():
@@ -99,6 +100,10 @@ def load_model(base: Checkpoint, dtype: str = "float32") -> Any:
                 f"{base.label} is no model of text that transformers can load ({first_line(error)})"
             ) from error
     model, info = found
+    if model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
+        raise EditError(
+            f"{base.label} is a {model.config.model_type} whose tokens see those after them: give a model that writes from left to right"
+        )
     if missing := sorted(info["missing_keys"]):
         raise EditError(f"{base.label} lacks the weights {listed(missing)}, which its config asks for: copy it again")
     return model

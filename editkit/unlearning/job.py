@@ -25,7 +25,7 @@ from editkit.masks.mask import Mask
 from editkit.training.data import Examples
 from editkit.training.devices import precision
 from editkit.unlearning.processes import Processes
-from editkit.unlearning.report import SCHEMA, over_forgotten, result_rows, warnings
+from editkit.unlearning.report import SCHEMA, below_floor, over_forgotten, result_rows, warnings
 from editkit.unlearning.run import LOOKED, Done, Run, tasks_of
 from editkit.unlearning.saving import EDITED, Saved, save
 from editkit.unlearning.settings import Settings
@@ -106,7 +106,7 @@ class Job:
     ) -> tuple[Done, Saved | None]:
         """Unlearn, and write the result into `work`; what is done can be gone on with. Only the main process writes."""
         settings = self.settings
-        with self._running(mask, levels, reference, self.work) as run:
+        with self._running("unlearn", mask, levels, reference, self.work) as run:
             done = run.go()
             if self.processes.sharded:
                 gather(run.subject.net, self.processes.main)
@@ -125,7 +125,7 @@ class Job:
     ) -> dict[str, Any]:
         """The same run with another mask, measured in memory; one that fails has diverged and says how, and the edit stays."""
         try:
-            with self._running(mask, levels, reference, None) as run:
+            with self._running(name, mask, levels, reference, None) as run:
                 done = run.go()
                 after = self._watch(run.subject, list(self.sets)).look()
         except EditError as error:
@@ -140,13 +140,18 @@ class Job:
 
     @contextmanager
     def _running(
-        self, mask: Mask | None, levels: Mapping[str, Level], reference: Mapping[str, Columns], folder: Path | None
+        self,
+        name: str,
+        mask: Mask | None,
+        levels: Mapping[str, Level],
+        reference: Mapping[str, Columns],
+        folder: Path | None,
     ) -> Iterator[Run]:
         settings = self.settings
         place = self.processes.place
         dtype = settings.dtype or precision(self.base, place)
         with (
-            self.stage("unlearn" if folder else "control") as progress,
+            self.stage(name) as progress,
             opened(
                 self.model,
                 dtype=dtype if settings.lora else "float32",
@@ -212,6 +217,7 @@ class Job:
             "warnings": [
                 *warnings(done.tasks, settings.rules, levels[first].origin, RETAIN in self.sets, settings.floor),
                 *over_forgotten(result, levels),
+                *below_floor(result, settings.floor),
                 *self._overlaps(),
             ],
         }

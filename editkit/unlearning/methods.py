@@ -88,7 +88,7 @@ def method(name: str) -> Method:
     forget, _, retain = name.partition("+")
     if forget in FORGET and (retain or "none") in RETAIN and forget != "learn":
         return composed(forget, retain or "none")
-    known = [*(one.name for one in NAMED), *(f"{one}+{other}" for one in FORGET for other in RETAIN if one != "learn")]
+    known = [*NAMES, *(composed(one, other).name for one in FORGET for other in RETAIN if one != "learn")]
     near = get_close_matches(name, known, n=1)
     said = f" (did you mean {near[0]}?)" if near else ""
     raise EditError(

@@ -8,6 +8,7 @@ import numpy as np
 from editkit.evaluation.metrics.exposure import gen_exposure
 from editkit.evaluation.metrics.statistics import summary
 from editkit.evaluation.metrics.tofu import probability
+from editkit.evaluation.suites import RETAIN
 from editkit.unlearning.course import NEAR
 from editkit.unlearning.rules import Rule
 from editkit.unlearning.watch import Columns, Level
@@ -52,7 +53,7 @@ def warnings(
 ) -> list[str]:
     """What a reader should not overlook. rules: those that end a run."""
     found = [f"{task['set']}: {said}" for task in tasks if (said := _stopped(task, bool(rules), floor))]
-    if level_from == "assumed":
+    if level_from == "assumed" and any(term.unit == "level" for rule in rules for term in rule.terms):
         found.append(
             "what a model that never saw the forget set would know of it is assumed (MA 0.33): give --reference or --unseen to measure it"
         )
@@ -69,11 +70,22 @@ def warnings(
 
 def over_forgotten(result: Sequence[Mapping[str, Any]], levels: Mapping[str, Level]) -> list[str]:
     """Forget sets that the saved model knows less of than one that never saw them, which shows that something was there."""
-    ends = {row["set"]: row["after"]["value"] for row in result if row["quantity"] == "ma"}
+    ends = {row["set"]: row["after"] for row in result if row["quantity"] == "ma"}
     return [
-        f"{name} is over-forgotten: MA {ends[name]:.2f} (n = {one.n}), and {one.ma:.2f} where it was never seen; that can be told from outside"
+        f"{name} is over-forgotten: MA {ends[name]['value']:.2f} (n = {ends[name]['n']}), and {one.ma:.2f} (n = {one.n}) where it was never seen; that can "
+        "be told from outside"
         for name, one in levels.items()
-        if one.origin != "assumed" and ends[name] < one.ma - NEAR
+        if one.origin != "assumed" and ends[name]["value"] < one.ma - NEAR
+    ]
+
+
+def below_floor(result: Sequence[Mapping[str, Any]], floor: float) -> list[str]:
+    """What is said where the saved files keep less than the floor, though the point that they are of was above it."""
+    return [
+        f"the files that were written keep {row['after']['value'] / row['before']['value']:.3f} of the MA on the retain set (n = {row['after']['n']}), and the "
+        f"floor is {floor:g}: the looks on the way are at fewer examples, and before weights are rounded"
+        for row in result
+        if (row["set"], row["quantity"]) == (RETAIN, "ma") and row["after"]["value"] < floor * row["before"]["value"]
     ]
 
 

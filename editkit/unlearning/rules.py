@@ -79,6 +79,19 @@ def parse(text: str) -> Rule:
     return Rule(text, tuple(_term(one.groups(), text) for one in found if one))
 
 
+def parse_all(texts: Iterable[str]) -> tuple[Rule, ...]:
+    """Read rules. Raises EditError with all that are none."""
+    found, wrong = [], []
+    for text in texts:
+        try:
+            found.append(parse(text))
+        except EditError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise EditError("; ".join(wrong))
+    return tuple(found)
+
+
 def _term(parts: tuple[str, ...], text: str) -> Term:
     stat, group, relation, number, unit = parts
     group = " ".join(group.split())

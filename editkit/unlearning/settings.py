@@ -10,7 +10,7 @@ from editkit.training.devices import unfit
 from editkit.training.finetune import default_lr
 from editkit.unlearning.methods import NAMES, Method, composed, method
 from editkit.unlearning.objectives import FORGET, RETAIN, Objective
-from editkit.unlearning.rules import DEFAULT_RULE, Rule, parse
+from editkit.unlearning.rules import DEFAULT_RULE, Rule, parse_all
 
 STEPS = 100
 """Most steps of a phase, or as many as 5 passes over the forget set take if that is more; the stop rule ends most runs earlier."""
@@ -146,7 +146,7 @@ def resolve(
     if wrong:
         raise EditError(f"these settings cannot be unlearned with: {listed(wrong, limit=20)}")
     own = () if preset or refuses(chosen) else (DEFAULT_RULE,)
-    rules = tuple(map(parse, stop or paper_stop or own))
+    rules = parse_all(stop or paper_stop or own)
     return Settings(method=chosen, rules=rules, by_default=not (stop or preset), preset=preset, **values)
 
 
