@@ -187,7 +187,7 @@ def test_the_trajectory_goes_through_exposure_and_retention_in_the_order_of_step
     through = [float(x) for x in re.findall(r"[ML]([\d.]+)", chart["lines"][0]["path"])]
     assert through == [dot["x"] for dot in chart["points"]] and through != sorted(through)
     assert through[1] == pytest.approx(through[0] + (0.2 - 1.5) / (-0.5 - 1.5) * (through[5] - through[0]), abs=0.2)
-    assert [text["text"] for text in chart["texts"]] == [f"step {step}" for step in range(0, 61, 12)]
+    assert [text["text"] for text in chart["texts"]] == ["step 0", "step 60"]
     assert drawn(one(reference=False), "What forgetting costs, step by step") is None
     assert drawn(one(retain=False), "What forgetting costs, step by step") is None
 

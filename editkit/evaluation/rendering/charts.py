@@ -8,7 +8,7 @@ models apart. A chart without data is None.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -179,9 +179,15 @@ def curves(
 
 
 def scatter(
-    points: Mapping[str, Point], styles: Styles, names: tuple[str, str], *, scale: Scale | None = None
+    points: Mapping[str, Point],
+    styles: Styles,
+    names: tuple[str, str],
+    *,
+    scale: Scale | None = None,
+    named: Collection[str] | None = None,
 ) -> Chart | None:
-    """A point per series with its name beside it, and whiskers as long as its 95 % intervals. scale: of both axes, else as wide as needed."""
+    """A point per series with its name beside it, and whiskers as long as its 95 % intervals. scale: of both axes, else as wide as needed. named: the
+    series whose names are written, else all."""
     if not points:
         return None
     across = [value for point in points.values() for value in (point.x, point.x_low, point.x_high) if value is not None]
@@ -192,7 +198,8 @@ def scatter(
     texts, whiskers = [], []
     for label, dot in dots.items():
         point, style = points[label], styles[label]
-        texts.append(_beside(dot["x"], dot["y"], short(label), placed, frame.height) | {"style": style})
+        if named is None or label in named:
+            texts.append(_beside(dot["x"], dot["y"], short(label), placed, frame.height) | {"style": style})
         if point.x_low is not None and point.x_high is not None:
             ends = {"x1": frame.across(point.x_low), "x2": frame.across(point.x_high), "y1": dot["y"], "y2": dot["y"]}
             whiskers.append({"style": style} | ends)

@@ -25,10 +25,7 @@ from editkit.unlearning.rendering.marks import (
 Titled = dict[str, Any]  # a chart with its title, its legend, and what its caption says
 Levels = Mapping[str, tuple[str, Sequence[tuple[float, float]]]]  # what a level line says -> its style and points
 
-_LABELS, _NAME = (
-    6,
-    12,
-)  # points of a trajectory that are labelled, besides the last and the kept one; characters below an axis
+_NAME = 12  # characters below an axis
 
 
 def charts(report: Report) -> Iterator[Titled]:
@@ -103,11 +100,10 @@ def _trajectory(lines: Sequence[Line]) -> Titled:
             label = f"{line.name}, " * (len(lines) > 1) + mark.name
             points[label], style[label] = Point(mark.x, mark.y, tip=mark.tip), looks[line.name]
             through[line.name].append(label)
-            alone = len(lines) == 1 and (place == len(line.marks) - 1 or place % -(-len(line.marks) // _LABELS) == 0)
-            if mark.chosen or alone:
+            if mark.chosen or (len(lines) == 1 and place in (0, len(line.marks) - 1)):
                 labelled.add(label)
             kept += [label] * mark.chosen
-    chart = scatter(points, style, ("exposure, nats/token", "retention")) or {}
+    chart = scatter(points, style, ("exposure, nats/token", "retention"), named=labelled) or {}
     placed = {label: (dot["x"], dot["y"]) for label, dot in zip(points, chart["points"], strict=True)}
     chart["lines"] = [
         {
@@ -117,7 +113,6 @@ def _trajectory(lines: Sequence[Line]) -> Titled:
         }
         for name, labels in through.items()
     ]
-    chart["texts"] = [text for label, text in zip(points, chart["texts"], strict=True) if label in labelled]
     chart["points"] = _dots(chart["points"], {}, [placed[label] for label in kept])
     note = (
         "Exposure: log-likelihood per token of the forget set, less that of the reference; at 0 it is as likely as to a model that never saw it. "
