@@ -192,6 +192,10 @@ def test_values_that_nothing_can_tell_are_refused_used_or_not(here):
     said = refused(recipe(steps, settings={"x": datetime.date(2024, 1, 1), "y": 10**400}))
     assert "settings.x is '2024-01-01', which is neither text nor a number" in said
     assert "settings.y is a whole number of more than 63 bits" in said
+    within = {"finetune": {"model": "base", "data": "x.jsonl", "steps": {"a": [datetime.date(2024, 1, 1)]}}}
+    said = refused(recipe({"t": within}))
+    assert "steps.t.finetune.steps.a[0] is '2024-01-01', which is neither text nor a number" in said
+    assert said.count("finetune") == 1, "what it would have been is not guessed"
 
 
 def test_the_mean_of_what_is_not_finite_is_unknown(here):

@@ -181,9 +181,10 @@ class _Planner:
         if isinstance(value, Mapping):
             found = {self._key(key, home, *keys): self.value(one, home, *keys, key) for key, one in value.items()}
             self._refuse_same(list(value), set(found), *keys)
-            return found
+            return UNKNOWN if UNKNOWN in found or UNKNOWN in found.values() else found
         if isinstance(value, list | tuple):
-            return [self.value(one, home, *keys, index) for index, one in enumerate(value)]
+            items = [self.value(one, home, *keys, index) for index, one in enumerate(value)]
+            return UNKNOWN if UNKNOWN in items else items
         return value if value is None or isinstance(value, bool | int | float) else UNKNOWN
 
     def _refuse_same(self, written: list[Any], found: set[Any], *keys: Key) -> None:
