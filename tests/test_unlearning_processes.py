@@ -135,7 +135,7 @@ def test_only_the_first_process_speaks_measures_and_returns_a_report(parallel, s
         ended = [text.replace("a report", "nothing") for text in first if text.startswith("ended")]
         assert ended and second[: len(ended)] == ended
         assert "observed" in first and "stage measure" in first
-    assert {"stage localize", "stage unseen", "stage control"} <= set(parallel[0][0])
+    assert {"stage localize", "stage unseen", "stage random mask", "stage all parameters"} <= set(parallel[0][0])
 
 
 def test_an_error_of_one_process_ends_both_with_one_sentence(alone, parallel):
