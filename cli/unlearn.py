@@ -176,9 +176,9 @@ class Shown:
 
     def _where(self, found: Mapping[str, Any]) -> str:
         """The run beside others, the set beside others, the phase and the step."""
-        names = [self._name if self._name != "unlearn" else "", found["task"] if found["task"] != "forget" else ""]
-        landed = ", landed" if found["mix"] is not None else ""
-        return ", ".join(filter(None, [*names, f"{found['phase']}, step {found['step']}{landed}"]))
+        among = [name for name, alone in ((self._name, "unlearn"), (found["task"], "forget")) if name != alone]
+        landed = ["landed"] if found["mix"] is not None else []
+        return ", ".join([*among, found["phase"], f"step {found['step']}", *landed])
 
     def _text(self) -> str:
         return "; ".join(filter(None, (self._losses, self._look)))

@@ -3,22 +3,10 @@
 import math
 import random
 
+from reports import LLAMA
 from test_diffing_page import EVIL, Page
 
 from editkit.localization.rendering.html import to_html
-
-LLAMA = {
-    "input_layernorm": (2048,),
-    "self_attn.q_proj": (2048, 2048),
-    "self_attn.k_proj": (256, 2048),
-    "self_attn.v_proj": (256, 2048),
-    "self_attn.o_proj": (2048, 2048),
-    "post_attention_layernorm": (2048,),
-    "mlp.gate_proj": (5632, 2048),
-    "mlp.up_proj": (5632, 2048),
-    "mlp.down_proj": (2048, 5632),
-}
-
 
 GPT2 = {
     "ln_1": (768,),
@@ -27,8 +15,6 @@ GPT2 = {
     "mlp.c_fc": (768, 3072),
     "mlp.c_proj": (3072, 768),
 }
-
-
 MOE = {"self_attn.q_proj": (256, 256), "mlp.gate": (8, 256)}
 
 

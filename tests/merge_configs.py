@@ -12,8 +12,6 @@ from editkit.merging.plan import Plan
 from editkit.merging.planning import plan_merge
 
 LAYER = {"self_attn.q_proj.weight": (4, 4), "mlp.up_proj.weight": (6, 4), "input_layernorm.weight": (4,)}
-
-
 Q, UP, NORM = ("model.layers.{}." + rest for rest in LAYER)
 
 

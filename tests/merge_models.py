@@ -18,17 +18,9 @@ SHAPES = {
     "model.layers.1.mlp.up_proj.weight": (40, 16),
     "model.norm.weight": (16,),
 }
-
-
 Q, UP = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"
-
-
 FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-
-
 CONFIG = {"model_type": "llama", "num_attention_heads": 4, "num_hidden_layers": 2, "tie_word_embeddings": False}
-
-
 SETTINGS = {"method": "task_arithmetic", "report": False}
 
 
@@ -75,10 +67,6 @@ def added(base: Path, *changes: tuple[Path, float]) -> dict[str, torch.Tensor]:
         for name, one in read(tuned).items():
             after[name] = after[name] + weight * (one.double() - before[name].double())
     return {name: one.to(before[name].dtype) for name, one in after.items()}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def refused(tmp_path: Path, match: str, vectors, base="base", **settings) -> str:

@@ -19,6 +19,7 @@ from localized import (  # noqa: F401
     write,
 )
 from safetensors.torch import load_file, save_file
+from sharded import tree
 from tiny_models import save_llama, save_tied_twice
 
 from editkit.editing.negate import negate
@@ -143,10 +144,6 @@ def test_one_example_has_no_halves(tmp_path, base, data):
     assert report["forget"]["loss_sd"] is None and "the stability is unknown" in report["warnings"][0]
 
 
-def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("accumulate", ["signed", "squared"])
 def test_bytes_do_not_depend_on_where_sums_are_kept_nor_on_threads(tmp_path, base, data, accumulate):
     settings = {"method": "salun", "accumulate": accumulate, "device": "cpu", "control": True, **data}
@@ -154,10 +151,10 @@ def test_bytes_do_not_depend_on_where_sums_are_kept_nor_on_threads(tmp_path, bas
     for offload, threads in (("auto", None), ("none", 1), ("cpu", 3), ("disk", 2)):
         place = tmp_path / f"{offload}"
         localize(base, place, offload=offload, threads=threads, **settings)
-        first = first or files(place)
-        assert files(place) == first, offload
+        first = first or tree(place)
+        assert tree(place) == first, offload
     localize(base, tmp_path / "alone", **(settings | {"control": False}))
-    alone = files(tmp_path / "alone")
+    alone = tree(tmp_path / "alone")
     assert all(alone[name] == first[name] for name in ("scores.safetensors", "mask.safetensors"))
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 

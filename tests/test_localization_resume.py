@@ -14,7 +14,7 @@ import pytest
 import torch
 from localized import no_pictures, one_thread, sets, write  # noqa: F401
 from safetensors.torch import load_file, save_file
-from test_localization_localize import files
+from sharded import tree
 from tiny_models import save_llama
 
 from editkit.errors import EditError
@@ -110,7 +110,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(place, monke
     passes.clear()
     localize(place / "model", place / "whole", **settings_of(place, method))
     assert resumed < len(passes), "nothing was taken up"
-    assert files(place / "loc") == files(place / "whole")
+    assert tree(place / "loc") == tree(place / "whole")
     assert not (place / ".loc.unfinished").exists()
 
 
@@ -193,7 +193,7 @@ def test_two_runs_do_not_share_a_folder(begun):
 def test_resume_without_a_begun_run_begins(place):
     localize(place / "model", place / "loc", resume=True, **settings_of(place, "salun"))
     localize(place / "model", place / "whole", **settings_of(place, "salun"))
-    assert files(place / "loc") == files(place / "whole")
+    assert tree(place / "loc") == tree(place / "whole")
 
 
 def test_an_error_in_the_data_leaves_nothing_of_a_run(place):

@@ -15,7 +15,6 @@ from merge_models import (
     SHAPES,
     UP,
     added,
-    contents,
     models,
     read,
     refused,
@@ -24,6 +23,7 @@ from merge_models import (
     tensors,
 )
 from safetensors.torch import save_file
+from sharded import tree
 
 import editkit
 from editkit.errors import EditError
@@ -181,9 +181,9 @@ def test_a_merge_without_any_change_says_so(tmp_path):
 
 def test_a_dry_run_writes_nothing_and_says_what_would_be(tmp_path):
     base, one = models(tmp_path, count=1)
-    before = contents(tmp_path)
+    before = tree(tmp_path)
     result = merge(base, {one: -1.0}, tmp_path / "out", method="ties", dry_run=True)
-    assert contents(tmp_path) == before
+    assert tree(tmp_path) == before
     assert (result.output, result.merged, result.copied) == (None, 6, 0)
     assert result.bytes == 4 * sum(math.prod(shape) for shape in SHAPES.values())
     assert 10**8 < result.memory < 10**9
@@ -208,7 +208,7 @@ def test_provenance_has_the_whole_plan_and_no_folder_of_this_machine(tmp_path):
     places = {"base": base, "model 1": one, "model 2": two}
     plan = restored(record["plan"], lambda role: str(places[role]))
     execute(plan, tmp_path / "again", report=False)
-    assert contents(tmp_path / "again") == contents(tmp_path / "out")
+    assert tree(tmp_path / "again") == tree(tmp_path / "out")
 
 
 def test_a_recorded_plan_is_the_plan(tmp_path):

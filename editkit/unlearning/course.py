@@ -125,12 +125,11 @@ class Course:
             if "now" in weights:
                 put(weights["now"], self.parameters)
                 stepper.restore(weights, at.in_phase)
-            ended = ""
             if not at.points:
                 best, ended = self._point(at, phase, start, best, [])
-            if ended:
-                at.ends.append({"name": phase.name, "steps": 0, "ended": f"{ended} before the first step"})
-                break
+                if ended:
+                    at.ends.append({"name": phase.name, "steps": 0, "ended": f"{ended} before the first step"})
+                    break
             weights = {}
             losses: list[dict[str, float]] = []
             while at.outcome is None:
@@ -195,7 +194,7 @@ class Course:
             if aim and best is not None and self._crossed(at, aim) and (landed := self._landed(best, aim)):
                 mix, values = landed
                 self._noted(at, values, [], mix)
-                held = next((rule for rule in self.rules if rule.holds(values, self.start, self.level)), None)
+                held = self._held(values)
                 at.outcome = "reached" if held else None
                 ended = (held or aim).text
             reached = at.outcome == "reached" and self._kept(values)
@@ -307,16 +306,19 @@ class Course:
         retention = values["retention"]
         return retention is None or retention >= self.floor
 
+    def _held(self, values: Values) -> Rule | None:
+        """The first rule of the run that holds there."""
+        return next((rule for rule in self.rules if rule.holds(values, self.start, self.level)), None)
+
     def _ended(self, at: Progressed, phase: Phase) -> str:
         """Why the phase ends at the last point, in words; "" if it does not. Sets the outcome where the course ends."""
         values = at.points[-1]["values"]
         kept = self._kept(values)
         # Ours says what a model should be like, before any step too; those that were asked for say what steps should do.
         asked = kept if self.by_default else at.in_phase
-        for rule in self.rules if asked else ():
-            if rule.holds(values, self.start, self.level):
-                at.outcome = "reached" if kept else "stopped"
-                return rule.text
+        if asked and (held := self._held(values)):
+            at.outcome = "reached" if kept else "stopped"
+            return held.text
         if not at.in_phase:
             return ""
         until = self._until(phase)
